@@ -1,0 +1,46 @@
+# All set-up is done here: python3 (3.11 or newer) with venv, and make, are enough.
+# Another Python:  make clean && make test PYTHON=python3.13
+PYTHON ?= python3
+VENV := .venv
+INSTALLED := $(VENV)/.installed
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_USER := 0
+
+.PHONY: help setup test check demo bench clean
+
+help:
+	@echo "make test [ARGS='-k name --long']   run the tests"
+	@echo "make check                          format, lint, types, layers"
+	@echo "make demo [FILE=path]               see it work"
+	@echo "make bench                          run the benchmarks"
+	@echo "make setup                          only create $(VENV)"
+	@echo "make clean                          remove $(VENV) and all caches"
+
+setup: $(INSTALLED)
+
+test: $(INSTALLED)
+	@scripts/test $(ARGS)
+
+check: $(INSTALLED)
+	@scripts/check
+
+demo: $(INSTALLED)
+	@scripts/demo $(if $(FILE),"$$DEMO_FILE")
+
+demo: export DEMO_FILE := $(value FILE)
+
+bench: $(INSTALLED)
+	@set -e; for script in bench/[a-z]*.py; do echo "== $$script"; $(VENV)/bin/python "$$script"; done
+
+# The stamp makes a second run instant; a change of what is to be installed installs it again.
+$(INSTALLED): pyproject.toml requirements-dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit("rlog needs Python 3.11 or newer; try make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	@test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/python -m pip install --quiet --only-binary :all: --requirement requirements-dev.txt
+	@$(VENV)/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+clean:
+	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis htmlcov .coverage .coverage.*
+	find rlog rlog_client tests bench -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -1,0 +1,8 @@
+"""rlog, a standalone append-only log server with consumer groups.
+
+``import rlog`` gives the client's names; the server is ``rlog.server``, run by ``rlog serve``.
+"""
+
+from rlog_client import *
+from rlog_client import __all__ as __all__
+from rlog_client import __version__ as __version__

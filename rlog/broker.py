@@ -1,0 +1,231 @@
+"""The broker: requests -> facts -> effects. It decides, and never calls the journal: a driver does.
+
+One frame is under way at a time. What arrives meanwhile waits, undecided, and is then decided in
+order into the next frame. So a claim, a fence or an expectation is judged at one moment, and what
+a frame holds is true together::
+
+    submit ... -> decide -> frame -> (the driver: append, sync) -> settle: answers, layout, visible end
+
+Nothing that cannot be undone (an unlink, a grant, an answer) happens before its frame is as durable
+as the policy of its log says.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from rlog_client import protocol
+from rlog_client.batch import HEADER_BYTES, parse_header
+from rlog_client.errors import (
+    OffsetOutOfRange,
+    OutcomeUnknown,
+    RlogError,
+    StorageFailed,
+)
+
+from . import facts
+from .decisions import DECISIONS, Answer, Books, Desk, Layout, Make, Visible, Waiting
+from .frame import Frame
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+logger = logging.getLogger("rlog.broker")
+
+FRAME_BYTES_GOAL: Final = 1 << 20  # a frame closes at so much, or with one larger batch
+
+
+class Reply(NamedTuple):
+    """An answer that waits for its frame."""
+
+    waiting: Waiting
+    make: Make
+
+
+class Decided(NamedTuple):
+    """One frame's worth of decisions. ``frame`` None: nothing is to be stored. ``sync``: at once."""
+
+    frame: Frame | None
+    sync: bool
+    delay_seconds: float | None  # how long it may stay unsynced, if it is not synced at once
+    replies: list[Reply]
+    layouts: list[Layout]
+    effects: list[Callable[[], None]]
+
+
+class Broker:
+    """All that the server decides. Synchronous, and called from one thread."""
+
+    def __init__(self, books: Books, *, batch_bytes_max: int, record_bytes_max: int) -> None:
+        self.books = books
+        self.batch_bytes_max = batch_bytes_max
+        self.record_bytes_max = record_bytes_max
+        self.sync_due: float | None = None  # monotonic: a sync is due then, frame or no frame
+        self._queue: deque[Waiting] = deque()
+        self._unsynced: dict[int, Visible] = {}  # logs laid out further than they are synced
+        self._unsynced_bytes: dict[int, int] = {}
+        self._sync_waits: list[Waiting] = []
+
+    def submit(self, waiting: Waiting) -> None:
+        """Put a request into the queue; its answer comes through its peer."""
+        if isinstance(waiting.control, protocol.WaitSynced):
+            self._sync_waits.append(waiting)
+        else:
+            self._queue.append(waiting)
+
+    def open(self, now_ns: int) -> Decided:
+        """The first frame of a process's life: it took the directory."""
+        opened = facts.Opened()
+        self.books.state.apply(opened, now_ns)
+        return Decided(Frame(now_ns, facts.encode([opened]), []), True, None, [], [], [])
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait to be decided."""
+        return len(self._queue)
+
+    # --- deciding -----------------------------------------------------------------------------
+
+    def decide(self, now_ns: int, bytes_goal: int = FRAME_BYTES_GOAL) -> Decided | None:
+        """Decide what waits, up to one frame; None if nothing does.
+
+        What is refused is answered here: no frame has to carry it.
+        """
+        if not self._queue:
+            return None
+        desk = Desk(self.books, now_ns)
+        replies = []
+        while self._queue and desk.takes(self._queue[0], bytes_goal):
+            waiting = self._queue.popleft()
+            try:
+                make = DECISIONS[type(waiting.control)](desk, waiting, waiting.control)
+            except RlogError as error:
+                waiting.peer.answer(waiting.request, protocol.error_control(error))
+            else:
+                replies.append(Reply(waiting, make))
+        frame = None
+        if desk.facts:
+            bodies = [layout.body for layout in desk.layouts]
+            frame = Frame(now_ns, facts.encode(desk.facts), bodies)
+        return Decided(frame, desk.sync, desk.delay_seconds, replies, desk.layouts, desk.effects)
+
+    # --- effects ------------------------------------------------------------------------------
+
+    def settle(self, decided: Decided, *, synced: bool, now: float) -> None:
+        """The frame is in the journal, and ``synced`` or not: answer, lay out, raise the visible end.
+
+        Raises OSError if the layout fails: writing is over then, but no answer is taken back.
+        """
+        for waiting, make in decided.replies:
+            answer = make(synced)
+            if isinstance(answer, Answer):
+                waiting.peer.answer(waiting.request, answer.control, answer.payload)
+            else:
+                waiting.peer.answer_later(waiting.request, answer)
+        self._lay_out(decided.layouts)
+        for effect in decided.effects:
+            effect()
+        if decided.frame is not None and synced:
+            self.synced()
+        else:
+            self._raise_unsynced(decided, now)
+
+    def _lay_out(self, layouts: list[Layout]) -> None:
+        at = 0
+        while at < len(layouts):
+            # Neighbours in one segment are one write.
+            place = layouts[at].place
+            pieces: list[bytes | bytearray | memoryview] = []
+            size = 0
+            while at < len(layouts) and layouts[at].place[:2] == place[:2]:
+                layout = layouts[at]
+                pieces += (layout.header, layout.body)
+                size += HEADER_BYTES + len(layout.body)
+                at += 1
+            self.books.files[place.log].write(place, pieces, size)
+            behind = Visible(layouts[at - 1].end, place.segment, place.position + size)
+            self._unsynced[place.log] = behind
+            self._unsynced_bytes[place.log] = self._unsynced_bytes.get(place.log, 0) + size
+
+    def _raise_unsynced(self, decided: Decided, now: float) -> None:
+        """Nothing was synced: some see their records all the same, others wait for a sync that is now due."""
+        for log_id in {layout.place.log for layout in decided.layouts}:
+            log = self.books.state.logs.get(log_id)
+            if log is None or log_id not in self.books.visible:
+                continue  # deleted in the same frame
+            policy = self.books.policy_of(log)
+            if policy.visible_unsynced:
+                self.books.visible[log_id] = self._unsynced[log_id]
+                self.books.raised.add(log_id)
+            elif policy.bytes_max is not None and self._unsynced_bytes[log_id] >= policy.bytes_max:
+                self.sync_due = now
+        if decided.delay_seconds is not None:
+            self._due(now + decided.delay_seconds)
+
+    def _due(self, when: float) -> None:
+        self.sync_due = when if self.sync_due is None else min(self.sync_due, when)
+
+    def synced(self) -> None:
+        """Everything that was laid out is durable now."""
+        for log_id, behind in self._unsynced.items():
+            if log_id in self.books.visible:
+                self.books.visible[log_id] = behind
+                self.books.synced_end[log_id] = behind.end
+                self.books.raised.add(log_id)
+        self._unsynced.clear()
+        self._unsynced_bytes.clear()
+        self.sync_due = None
+
+    def answer_sync_waits(self, now: float) -> None:
+        """Answer who waits for a sync and has it; the others make one due."""
+        still = []
+        for waiting in self._sync_waits:
+            assert isinstance(waiting.control, protocol.WaitSynced)
+            log = self.books.state.logs.get(waiting.control.log)
+            wanted = waiting.control.offset
+            error: RlogError | None = None
+            if log is None:
+                error = OffsetOutOfRange("the log was deleted", first=0, end=0)
+            elif wanted > log.end:
+                error = OffsetOutOfRange(
+                    f"log {log.name!r} ends at {log.end}, before {wanted}",
+                    first=log.first,
+                    end=log.end,
+                )
+            elif self.books.synced_end[log.id] >= wanted:
+                waiting.peer.answer(waiting.request, protocol.Done())
+                continue
+            elif self.books.failed is not None:
+                error = StorageFailed(self.books.failed)
+            if error is not None:
+                waiting.peer.answer(waiting.request, protocol.error_control(error))
+                continue
+            still.append(waiting)
+            self._due(now)
+        self._sync_waits = still
+
+    # --- failure ------------------------------------------------------------------------------
+
+    def fail(self, reason: str, decided: Decided | None) -> None:
+        """Writing is over for the life of this process. ``decided``: what was under way."""
+        if self.books.failed is None:
+            self.books.failed = reason
+            logger.critical("writing has ended: %s", reason)
+        self.sync_due = None
+        for waiting, _make in decided.replies if decided is not None else ():
+            waiting.peer.answer(
+                waiting.request, protocol.error_control(self._unknown(waiting, reason))
+            )
+
+    @staticmethod
+    def _unknown(waiting: Waiting, reason: str) -> RlogError:
+        if isinstance(waiting.control, protocol.Append):
+            header = parse_header(waiting.produced)
+            return OutcomeUnknown(
+                f"the append may be in the log or not: {reason}",
+                producer=header.producer,
+                sequence=header.sequence,
+            )
+        return OutcomeUnknown(f"it may have been done or not: {reason}")

@@ -1,0 +1,158 @@
+"""A checkpoint: the state at one frame number, written whole. Two are kept.
+
+Little-endian::
+
+    position  size
+           0     3  magic "RLC"
+           3     1  version, 1: of everything in the directory
+           4     4  length of the content
+           8     4  CRC32C of the content
+          12        content: msgpack
+
+The content holds the state, the number and CRC of the frame it stands at, the journal's constants,
+and the unfinished last page of each segment that was being written: that page is written again by
+later appends, and a torn write can take all of it.
+"""
+
+from __future__ import annotations
+
+import errno
+from struct import Struct as Layout
+from typing import Final
+
+import msgspec
+from crc32c import crc32c
+from msgspec import Struct
+
+from .files import PAGE, File, Files
+from .state import State
+
+_HEAD: Final = Layout("<3sBII")
+_HEAD_BYTES: Final = 12
+assert _HEAD.size == _HEAD_BYTES
+MAGIC: Final = b"RLC"
+VERSION: Final = 1
+_PREFIX: Final = "checkpoint-"
+_TEMPORARY: Final = "checkpoint.tmp"
+RESERVE: Final = "reserve"  # a file that gives its space to a checkpoint when there is no other
+
+
+class Tail(Struct, array_like=True):
+    """The bytes from ``position`` (a page's begin) to where the segment ended then."""
+
+    log: int
+    base: int
+    position: int
+    data: bytes
+
+
+class Checkpoint(Struct, array_like=True):
+    """``number`` and ``crc``: of the frame that the state stands at, 0 and 0 before the first."""
+
+    journal: int
+    file_bytes: int
+    number: int
+    crc: int
+    time_ns: int
+    state: State
+    tails: list[Tail]
+
+
+class InvalidCheckpoint(Exception):
+    """Not a whole checkpoint; the text says why."""
+
+
+class UnknownFormat(Exception):
+    """Made by another version of rlog, and therefore not touched."""
+
+
+_encoder: Final = msgspec.msgpack.Encoder()
+_decoder: Final = msgspec.msgpack.Decoder(Checkpoint)
+
+
+def encode(checkpoint: Checkpoint) -> bytes:
+    content = _encoder.encode(checkpoint)
+    return _HEAD.pack(MAGIC, VERSION, len(content), crc32c(content)) + content
+
+
+def decode(raw: bytes) -> Checkpoint:
+    """Raises InvalidCheckpoint, or UnknownFormat where the damage is a version."""
+    if len(raw) < _HEAD_BYTES:
+        raise InvalidCheckpoint(f"{len(raw)} bytes are no checkpoint")
+    magic, version, length, crc = _HEAD.unpack_from(raw)
+    if magic != MAGIC:
+        raise InvalidCheckpoint("no checkpoint begins here")
+    content = memoryview(raw)[_HEAD_BYTES:]
+    if len(content) != length:
+        raise InvalidCheckpoint(f"content has {len(content)} bytes, the header says {length}")
+    if (computed := crc32c(content)) != crc:
+        raise InvalidCheckpoint(f"CRC is {computed:08x}, stored is {crc:08x}")
+    if version != VERSION:
+        raise UnknownFormat(f"format version {version} is not known here (known: {VERSION})")
+    try:
+        return _decoder.decode(content)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise InvalidCheckpoint(f"content does not unpack: {error}") from None
+
+
+def name_of(number: int) -> str:
+    return f"{_PREFIX}{number:020}"
+
+
+def names(files: Files) -> list[str]:
+    """The checkpoint files there are, oldest first."""
+    return [name for name in files.names("") if name.startswith(_PREFIX)]
+
+
+def write(files: Files, number: int, raw: bytes) -> bool:
+    """Make an encoded checkpoint durable, then remove all but the two newest.
+
+    False: there is no space, and nothing happened. Any other failure is an OSError, and final.
+    """
+    file = _reserve_temporary(files, len(raw))
+    if file is None and RESERVE in files.names(""):
+        files.unlink(RESERVE)
+        file = _reserve_temporary(files, len(raw))
+    if file is None:
+        return False
+    file.write(0, [raw])
+    # Synced before it gets its name: a name must never stand on a file that is not whole.
+    file.sync()
+    files.rename(_TEMPORARY, name_of(number))
+    files.sync_directory("")
+    # Two stay: should the newest be found damaged, the one before it and the journal since still do.
+    for name in names(files)[:-2]:
+        files.unlink(name)
+    return True
+
+
+def _reserve_temporary(files: Files, size: int) -> File | None:
+    """The temporary file with its space, so that neither its write nor its sync can run out of it."""
+    if _TEMPORARY in files.names(""):
+        files.unlink(_TEMPORARY)
+    try:
+        file = files.create(_TEMPORARY)
+        file.allocate(0, size)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return None
+        raise
+    return file
+
+
+def keep_reserve(files: Files, size: int) -> None:
+    """Have the reserve file, if there is space for it."""
+    if RESERVE in files.names(""):
+        return
+    try:
+        files.create(RESERVE).allocate(0, size)
+    except OSError as error:
+        if RESERVE in files.names(""):
+            files.unlink(RESERVE)
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+
+
+def tail_begin(length: int) -> int:
+    """Where the unfinished last page of a file of so many bytes begins."""
+    return length // PAGE * PAGE

@@ -1,0 +1,62 @@
+"""Where a server listens, and what it is told at its start."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from .files import remove_socket
+
+if TYPE_CHECKING:
+    from .driver import Limits
+
+BACKLOG: Final = 1024
+
+
+class Listen:
+    """An address to listen at: ``HOST:PORT``, ``[IPV6]:PORT``, or ``unix:PATH``. ValueError for others."""
+
+    def __init__(self, text: str) -> None:
+        self.path: str | None = None
+        self.host, self.port = "", 0
+        if text.startswith("unix:"):
+            self.path = text.removeprefix("unix:")
+            if not self.path:
+                raise ValueError("unix: needs a path behind it")
+            return
+        host, colon, port = text.rpartition(":")
+        if not colon or not port.isdecimal() or int(port) > 65535:
+            raise ValueError(f"an address is HOST:PORT or unix:PATH, not {text!r}")
+        self.host, self.port = host.removeprefix("[").removesuffix("]"), int(port)
+
+    def bind(self) -> socket.socket:
+        """A listening socket. Raises OSError."""
+        if self.path is None:
+            family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+            sock = socket.create_server((self.host, self.port), family=family, backlog=BACKLOG)
+        else:
+            with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
+                probe.connect(self.path)
+                raise ValueError(f"a server listens at {self.path}")
+            remove_socket(self.path)
+            sock = socket.create_server(self.path, family=socket.AF_UNIX, backlog=BACKLOG)
+        sock.setblocking(False)
+        return sock
+
+
+class Config(NamedTuple):
+    """What ``rlog serve`` is told."""
+
+    data_dir: str
+    listen: tuple[Listen, ...]
+    limits: Limits
+
+
+def notify_manager(message: str) -> None:
+    """Tell systemd, if it started us (sd_notify(3)); nothing happens otherwise."""
+    path = os.environ.get("NOTIFY_SOCKET")
+    if path:
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.sendto(message.encode(), "\0" + path[1:] if path.startswith("@") else path)

@@ -1,0 +1,662 @@
+"""One connection: a socket on one side, the broker on the other.
+
+Plain non-blocking calls under trio's ``wait_readable``: one receive takes many messages, one send
+carries all answers of a frame, and an idle connection holds one task and no buffer. What is to be
+sent goes out at once where the socket takes it; where it does not, a drain task of the connection
+waits, and it alone reads the disk when the page cache has not got the records.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections import deque
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+
+import trio
+
+from rlog_client import __version__, model, protocol
+from rlog_client.batch import HEADER_BYTES, RECORD_OVERHEAD, InvalidBatch, check_body, parse_header
+from rlog_client.errors import (
+    CorruptData,
+    Fenced,
+    Gap,
+    InvalidRequest,
+    NotFound,
+    Overloaded,
+    RlogError,
+    StorageFailed,
+    TooLarge,
+    Unsupported,
+)
+from rlog_client.protocol import PUSH_BYTES, Control, Message, ProtocolError, Side
+
+from .decisions import DECISIONS, Grant, Look, Waiting, resolve
+from .segment import Damage, Extent, path
+
+if TYPE_CHECKING:
+    import socket
+
+    from .broker import Broker
+    from .log import Chunk, LogFiles
+
+logger = logging.getLogger("rlog.connection")
+
+RECEIVE_BYTES: Final = 64 * 1024
+OUT_BYTES_MAX: Final = 2 << 20  # what waits to be sent; beyond it nothing more is read or pushed
+WAITING_BYTES_MAX: Final = 16 << 20  # of appends that wait to be answered, per connection
+WAITING_MAX: Final = 4096  # requests that wait to be answered, per connection
+SUBSCRIPTIONS_MAX: Final = 1024
+NAME_BYTES_MAX: Final = 255
+HELLO_SECONDS: Final = 5.0
+MESSAGE_SECONDS: Final = 30.0
+_SEND_PIECES: Final = 64
+
+
+class Hub(Protocol):
+    """What a connection needs of the server around it."""
+
+    broker: Broker
+
+    def wake(self) -> None:
+        """The broker has something to decide."""
+
+    def ready(self, connection: Connection) -> None:
+        """The connection has something to send; it is flushed before the loop goes on."""
+
+    def drain(self, connection: Connection) -> None:
+        """Run ``connection.drain()`` as a task."""
+
+    def look(self, connection: Connection, request: int, look: Look) -> None:
+        """Run ``connection.look(...)`` as a task."""
+
+    def resolve(self, connection: Connection, message: Message, whence: model.Whence) -> None:
+        """Run ``connection.resolve_time(...)`` as a task."""
+
+    def subscribe(self, log: int, connection: Connection) -> None:
+        """Tell the connection when there is more to see in ``log``."""
+
+    def unsubscribe(self, log: int, connection: Connection) -> None: ...
+
+
+class Subscription:
+    """Where a reader stands. ``loan``: the request id of the open Credit, and what is left of it."""
+
+    __slots__ = (
+        "consumer",
+        "grant",
+        "id",
+        "left",
+        "loan",
+        "log",
+        "name",
+        "offset",
+        "position",
+        "segment",
+        "sent",
+    )
+
+    def __init__(self, request: int, log: int, name: str, offset: int) -> None:
+        self.id = request
+        self.log = log
+        self.name = name
+        self.offset = offset
+        self.consumer: str | None = None  # the claim whose deliveries these are,
+        self.grant: Grant | None = None  # as it was when this began
+        self.segment = -1  # position is in this one
+        self.position = 0
+        self.loan: int | None = None
+        self.left = 0
+        self.sent = False  # something went out under this loan
+
+
+class _Read(NamedTuple):
+    """A read of the disk that a subscription needs next."""
+
+    files: LogFiles
+    extent: Extent
+    position: int | None
+    offset: int
+    bytes_max: int
+
+    def __call__(self, *, wait: bool) -> Chunk | Damage | None:
+        return self.files.read(self.extent, self.position, self.offset, self.bytes_max, wait=wait)
+
+
+class Connection:
+    """A client, as the server sees it: reads requests, sends answers, pushes records."""
+
+    def __init__(self, hub: Hub, sock: socket.socket, address: str) -> None:
+        self._hub = hub
+        self._broker = hub.broker
+        self._books = hub.broker.books
+        self._socket = sock
+        self.address = address
+        self.name = address
+        self.grants: dict[tuple[int, str], Grant] = {}
+        self.closed = False
+        self._protocol = protocol.Connection(Side.SERVER)
+        self._subscriptions: dict[int, Subscription] = {}
+        self._out: deque[bytes | memoryview] = deque()
+        self._out_bytes = 0
+        self._draining = False
+        self._submitted: dict[int, int] = {}  # requests not answered yet -> bytes of their appends
+        self._submitted_bytes = 0
+        self._eased: trio.Event | None = None  # set when there is room for more requests
+
+    # --- receiving ----------------------------------------------------------------------------
+
+    async def serve(self) -> None:
+        """Read and obey until the peer is gone, or misbehaves."""
+        reason = "closed by the client"
+        try:
+            if not await self._serve():
+                reason = "too slow: no greeting, or half a message, for too long"
+                logger.warning("%s: %s", self.address, reason)
+        except ProtocolError as error:
+            reason = str(error)
+            logger.warning("%s misbehaved: %s", self.address, reason)
+            self.answer(error.request, protocol.error_control(error.error))
+            self.flush()
+        except (OSError, trio.ClosedResourceError) as error:
+            reason = str(error)
+        logger.debug("%s (%s) ended: %s", self.address, self.name, reason)
+
+    async def _serve(self) -> bool:
+        """False: the peer was too slow."""
+        deadline = trio.current_time() + HELLO_SECONDS
+        while True:
+            with trio.CancelScope(deadline=deadline) as scope:
+                await self._read(scope)
+            if not scope.cancelled_caught:
+                return True
+            # The loop may have stood still, not the peer: what has arrived since counts.
+            if not self._receive() or not self._obey_all() or self._unfinished:
+                return False
+            deadline = float("inf")
+
+    async def _read(self, scope: trio.CancelScope) -> None:
+        while not self.closed:
+            # Wait first, even if there may be more: each connection has its turn.
+            await trio.lowlevel.wait_readable(self._socket)
+            if not self._receive():
+                return
+            if self._obey_all():
+                scope.deadline = float("inf")
+            if self._unfinished and scope.deadline == float("inf"):
+                scope.deadline = trio.current_time() + MESSAGE_SECONDS
+            while self._overfull and not self.closed:
+                # Requests are not read faster than they are answered, nor than answers are taken.
+                self._eased = trio.Event()
+                deadline, scope.deadline = scope.deadline, float("inf")
+                await self._eased.wait()
+                scope.deadline = deadline
+
+    @property
+    def _unfinished(self) -> bool:
+        return self._protocol.midway or not self._protocol.greeted
+
+    def _receive(self) -> bool:
+        """Take what has arrived. False: that was all, the peer has closed."""
+        room = self._protocol.room()
+        try:
+            if room is not None:
+                count = self._socket.recv_into(room)
+                self._protocol.filled(count)
+                return count > 0
+            data = self._socket.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            return True
+        self._protocol.received(data)
+        return bool(data)
+
+    def _obey_all(self) -> bool:
+        """Whether any message was whole."""
+        any_whole = False
+        while (message := self._protocol.next_message()) is not None:
+            any_whole = True
+            if self._protocol.greeted:
+                self._obey(message)
+            else:
+                self._greet(message)
+        self.flush()
+        return any_whole
+
+    @property
+    def _overfull(self) -> bool:
+        return (
+            self._submitted_bytes > WAITING_BYTES_MAX
+            or len(self._submitted) > WAITING_MAX
+            or self._out_bytes > OUT_BYTES_MAX
+        )
+
+    def _ease(self) -> None:
+        if self._eased is not None and not self._overfull:
+            self._eased.set()
+            self._eased = None
+
+    # --- obeying ------------------------------------------------------------------------------
+
+    def _greet(self, message: Message) -> None:
+        hello = message.control
+        assert isinstance(hello, protocol.Hello)
+        if hello.protocol != protocol.PROTOCOL:
+            raise ProtocolError(
+                "protocol version",
+                message.request,
+                Unsupported(f"protocol {hello.protocol} is not known here, {protocol.PROTOCOL} is"),
+            )
+        if hello.name:
+            printable = "".join(c if c.isprintable() else "?" for c in hello.name)
+            self.name = printable.encode()[:NAME_BYTES_MAX].decode(errors="ignore")
+        self._protocol.greeted = True
+        self._protocol.payload_bytes_max = self._broker.batch_bytes_max
+        welcome = protocol.Welcome(
+            protocol=protocol.PROTOCOL,
+            server=f"rlog {__version__}",
+            record_bytes_max=self._broker.record_bytes_max,
+            batch_bytes_max=self._broker.batch_bytes_max,
+        )
+        self.answer(message.request, welcome)
+
+    def _obey(self, message: Message) -> None:
+        control = message.control
+        try:
+            if isinstance(control, protocol.Append):
+                self._append(message, control)
+            elif (whence := _time_in(control)) is not None:
+                self._hub.resolve(self, message, whence)
+            elif type(control) in DECISIONS or isinstance(control, protocol.WaitSynced):
+                self._submit(Waiting(self, message.request, control))
+            elif isinstance(control, protocol.Credit):
+                self._credit(message.request, control)
+            elif isinstance(control, protocol.Subscribe):
+                self._subscribe(message.request, control)
+            elif isinstance(control, protocol.Unsubscribe):
+                self._unsubscribe(control.subscription)
+                self.answer(message.request, protocol.Done())
+            elif isinstance(control, protocol.Resolve):
+                self.answer(message.request, self._place(control.log, control.whence))
+            elif isinstance(control, protocol.Ping):
+                self.answer(message.request, protocol.Done())
+            else:
+                raise Unsupported(f"{type(control).__name__} is not a request here")
+        except RlogError as error:
+            self.answer(message.request, protocol.error_control(error))
+
+    def _submit(self, waiting: Waiting) -> None:
+        if waiting.request in self._submitted:
+            raise ProtocolError(f"request id {waiting.request} is in use")
+        self._submitted[waiting.request] = len(waiting.body)
+        self._submitted_bytes += len(waiting.body)
+        self._broker.submit(waiting)
+        self._hub.wake()
+
+    def _append(self, message: Message, control: protocol.Append) -> None:
+        """Judge a batch before anything is decided about it, at a cost per batch, not per record."""
+        view = memoryview(message.payload)
+        produced, body = bytes(view[:HEADER_BYTES]), view[HEADER_BYTES:]
+        try:
+            header = parse_header(produced)
+            check_body(header, body)
+        except InvalidBatch as error:
+            raise InvalidRequest(f"not a sound batch: {error}") from None
+        limit = self._broker.record_bytes_max
+        if header.count == 1 and header.body_bytes > limit + RECORD_OVERHEAD:
+            raise TooLarge(
+                f"a record of about {header.body_bytes} bytes, the limit is {limit}",
+                size=header.body_bytes,
+                limit=limit,
+                index=0,
+            )
+        self._submit(Waiting(self, message.request, control, produced, body))
+
+    def _place(self, log_id: int, whence: model.Whence) -> protocol.Place:
+        log = self._books.state.logs.get(log_id)
+        if log is None or log_id not in self._books.visible:
+            raise NotFound(f"there is no log with id {log_id}")
+        end = self._books.visible[log_id].end
+        return protocol.Place(resolve(log, whence, end), log.first, end)
+
+    async def resolve_time(self, message: Message, whence: model.Whence) -> None:
+        """Replace a time by the offset that it means, which takes a look at the disk, and go on."""
+        control = message.control
+        try:
+            offset = await self._offset_of_time(control.log, whence.value)  # type: ignore[attr-defined]
+        except (RlogError, OSError) as error:
+            failure = error if isinstance(error, RlogError) else StorageFailed(str(error))
+            self.answer(message.request, protocol.error_control(failure))
+        else:
+            for name in ("whence", "start", "before"):
+                if hasattr(control, name):
+                    setattr(control, name, model.Whence("offset", offset))
+            self._obey(message)
+        self.flush()
+
+    async def _offset_of_time(self, log_id: int, time_ns: int) -> int:
+        log, visible = self._books.state.logs.get(log_id), self._books.visible.get(log_id)
+        if log is None or visible is None:
+            raise NotFound(f"there is no log with id {log_id}")
+        for segment in log.segments:
+            if segment.time_max_ns >= time_ns and segment.base < visible.end:
+                extent, files = self._books.extent(log, segment.base), self._books.files[log_id]
+                offset = await trio.to_thread.run_sync(files.find_time, extent, time_ns)
+                return max(offset, log.first)  # the log may have been trimmed meanwhile
+        return visible.end
+
+    # --- reading ------------------------------------------------------------------------------
+
+    def _subscribe(self, request: int, control: protocol.Subscribe) -> None:
+        if len(self._subscriptions) >= SUBSCRIPTIONS_MAX:
+            raise Overloaded(f"a connection has at most {SUBSCRIPTIONS_MAX} subscriptions")
+        if request in self._subscriptions:
+            raise InvalidRequest(f"subscription {request} exists")
+        grant = None
+        if control.consumer is not None:
+            grant = self.grants.get((control.log, control.consumer))
+            if grant is None:
+                raise Fenced(f"consumer {control.consumer!r} is not held here", epoch=0)
+        log = self._books.state.logs.get(control.log)
+        if grant is not None and log is not None and control.whence.kind == "offset":
+            # A cursor may stand below what was trimmed: its holder is told of the gap, in order.
+            end = self._books.visible[control.log].end
+            place = protocol.Place(min(control.whence.value, end), log.first, end)
+        else:
+            place = self._place(control.log, control.whence)
+        assert log is not None
+        subscription = Subscription(request, log.id, log.name, place.offset)
+        subscription.consumer, subscription.grant = control.consumer, grant
+        self._subscriptions[request] = subscription
+        self._hub.subscribe(log.id, self)
+        self.answer(request, place)
+
+    def _unsubscribe(self, request: int) -> None:
+        subscription = self._subscriptions.pop(request, None)
+        if subscription is None:
+            raise NotFound(f"there is no subscription {request}")
+        self._settle(subscription)
+        if all(s.log != subscription.log for s in self._subscriptions.values()):
+            self._hub.unsubscribe(subscription.log, self)
+
+    def _credit(self, request: int, control: protocol.Credit) -> None:
+        subscription = self._subscriptions.get(control.subscription)
+        if subscription is None:
+            raise NotFound(f"there is no subscription {control.subscription}")
+        self._settle(subscription)
+        subscription.loan, subscription.left, subscription.sent = request, control.bytes, False
+        if control.bytes <= 0:
+            self._settle(subscription)
+        else:
+            self._pump(subscription)
+
+    def _settle(self, subscription: Subscription) -> None:
+        """End the open loan, if there is one."""
+        if subscription.loan is not None:
+            visible = self._books.visible.get(subscription.log)
+            end = visible.end if visible is not None else subscription.offset
+            self.answer(subscription.loan, protocol.Settled(subscription.offset, end))
+            subscription.loan = None
+
+    def raised(self, log: int) -> None:
+        """There is more to see in a log."""
+        for subscription in list(self._subscriptions.values()):
+            if subscription.log == log and subscription.loan is not None:
+                self._pump(subscription)
+
+    def _pump(self, subscription: Subscription) -> None:
+        """Push what can be pushed without waiting; the rest is the drain task's."""
+        if not self._draining and not self._push(subscription):
+            self._start_draining()
+
+    def _push(self, subscription: Subscription) -> bool:
+        """Push records as far as the loan goes. False: the socket or the disk has to be waited for."""
+        while subscription.loan is not None:
+            if self._out_bytes >= OUT_BYTES_MAX:
+                return False
+            read = self._next_read(subscription)
+            if read is None:
+                return True
+            try:
+                found = read(wait=False)
+            except OSError as error:
+                self._unreadable(subscription, read, error)
+                continue
+            if found is None:
+                return False
+            self._deliver(subscription, read, found)
+        return True
+
+    async def _push_waiting(self, subscription: Subscription) -> None:
+        """One push whose records may have to come from the disk."""
+        read = self._next_read(subscription)
+        if read is None:
+            return
+        try:
+            found = await trio.to_thread.run_sync(lambda: read(wait=True))
+        except OSError as error:
+            self._unreadable(subscription, read, error)
+            return
+        # While the disk was read, the loan may have ended, or the subscription.
+        still = self._subscriptions.get(subscription.id) is subscription
+        if still and subscription.loan is not None and subscription.offset == read.offset:
+            assert found is not None
+            self._deliver(subscription, read, found)
+
+    def _next_read(self, subscription: Subscription) -> _Read | None:
+        """What to read next; None: there is nothing, or the subscription ended."""
+        log = self._books.state.logs.get(subscription.log)
+        visible = self._books.visible.get(subscription.log)
+        if log is None or visible is None:
+            self._end(subscription, NotFound(f"log {subscription.name!r} was deleted"))
+            return None
+        if subscription.offset < log.first:
+            gap = Gap(
+                f"log {log.name!r}: the offsets {subscription.offset} to {log.first} were removed",
+                first=subscription.offset,
+                end=log.first,
+            )
+            self._skip(subscription, gap, log.first)
+        if subscription.offset >= visible.end:
+            if subscription.sent:
+                self._settle(subscription)
+            return None
+        extent = self._books.extent(log, subscription.offset)
+        known = subscription.position if extent.base == subscription.segment else None
+        bytes_max = min(subscription.left, PUSH_BYTES)
+        return _Read(self._books.files[log.id], extent, known, subscription.offset, bytes_max)
+
+    def _deliver(self, subscription: Subscription, read: _Read, found: Chunk | Damage) -> None:
+        file = path(subscription.log, read.extent.base)
+        if isinstance(found, Damage):
+            error = CorruptData(
+                f"log {subscription.name!r}: the offsets {found.first} to {found.end} are damaged: "
+                f"{found.reason} ({file} at {found.position})",
+                log=subscription.name,
+                first=found.first,
+                end=found.end,
+                file=file,
+                position=found.position,
+            )
+            self._skip(subscription, error, found.end)
+            return
+        records = protocol.Records(subscription.offset, file, found.position)
+        size = len(found.data)
+        self._send(protocol.encode(subscription.id, records, size))
+        self._send(found.data)
+        subscription.segment = read.extent.base
+        subscription.position = found.position + size
+        self._advance(subscription, found.next)
+        subscription.left -= size
+        if subscription.left <= 0:
+            self._settle(subscription)
+
+    def _advance(self, subscription: Subscription, offset: int) -> None:
+        subscription.offset = offset
+        subscription.sent = True
+        grant = subscription.grant
+        if grant is not None and grant.delivered < offset:
+            grant.delivered = offset
+
+    def _skip(self, subscription: Subscription, error: RlogError, following: int) -> None:
+        """Tell a reader what it does not get, in its place, and go on behind it."""
+        control = protocol.Damaged(protocol.error_control(error), following)
+        self._send(protocol.encode(subscription.id, control))
+        subscription.segment = -1
+        self._advance(subscription, following)
+
+    def _unreadable(self, subscription: Subscription, read: _Read, error: OSError) -> None:
+        log = self._books.state.logs.get(subscription.log)
+        if log is None or log.first > read.offset:
+            return  # deleted or trimmed meanwhile: the next look says so
+        file = path(subscription.log, read.extent.base)
+        if error.errno == errno.ENOENT:
+            lost = Damage(0, read.offset, read.extent.end, "the file is missing")
+            self._deliver(subscription, read, lost)
+            return
+        logger.error("%s cannot be read: %s", file, error)
+        self._end(subscription, StorageFailed(f"{file} cannot be read: {error}"))
+
+    def _end(self, subscription: Subscription, error: RlogError) -> None:
+        """A subscription ends by an error under its own id."""
+        self._send(protocol.encode(subscription.id, protocol.error_control(error)))
+        if subscription.id in self._subscriptions:
+            self._unsubscribe(subscription.id)
+
+    # --- sending ------------------------------------------------------------------------------
+
+    def answer(self, request: int, control: Control, payload: bytes = b"") -> None:
+        """Put an answer into the out-buffer; the hub flushes it before the loop goes on."""
+        if self.closed:
+            return
+        size = self._submitted.pop(request, None)
+        if size is not None:
+            self._submitted_bytes -= size
+            self._ease()
+        self._send(protocol.encode(request, control, len(payload)))
+        if payload:
+            self._send(payload)
+
+    def _send(self, data: bytes | memoryview) -> None:
+        self._out.append(data)
+        self._out_bytes += len(data)
+        self._hub.ready(self)
+
+    def flush(self) -> bool:
+        """Send what the socket takes; what it does not take becomes the drain task's.
+
+        True: there is more to send.
+        """
+        if self._draining or not self._out:
+            return self._draining
+        try:
+            done = self._send_some()
+        except OSError:
+            self._out.clear()  # the reader is told of the same end, and closes
+            self._out_bytes = 0
+            return False
+        if not done:
+            self._start_draining()
+        return not done
+
+    def _send_some(self) -> bool:
+        """True: everything is sent."""
+        out = self._out
+        while out:
+            pieces = [out[i] for i in range(min(len(out), _SEND_PIECES))]
+            try:
+                count = (
+                    self._socket.sendmsg(pieces) if len(pieces) > 1 else self._socket.send(out[0])
+                )
+            except BlockingIOError:
+                return False
+            self._out_bytes -= count
+            while count:
+                if count >= len(out[0]):
+                    count -= len(out.popleft())
+                else:
+                    out[0] = memoryview(out[0])[count:]
+                    count = 0
+        return True
+
+    def _start_draining(self) -> None:
+        if not self._draining and not self.closed:
+            self._draining = True
+            self._hub.drain(self)
+
+    async def drain(self) -> None:
+        """Send and push until there is nothing left that has to wait."""
+        try:
+            while not self.closed:
+                while self._out:
+                    await trio.lowlevel.wait_writable(self._socket)
+                    self._send_some()
+                    self._ease()
+                waiting = [s for s in self._subscriptions.values() if s.loan is not None]
+                for subscription in waiting:
+                    if not self._push(subscription) and self._out_bytes < OUT_BYTES_MAX:
+                        await self._push_waiting(subscription)
+                if not self._out:
+                    return
+        except (OSError, trio.ClosedResourceError):
+            self.close()
+        finally:
+            self._draining = False
+            if not self.closed:
+                self._ease()
+
+    async def look(self, request: int, look: Look) -> None:
+        """Answer with what has to be looked up on the disk."""
+        try:
+            answer = await trio.to_thread.run_sync(look)
+        except OSError as error:
+            self.answer(request, protocol.error_control(StorageFailed(str(error))))
+        else:
+            self.answer(request, answer.control, answer.payload)
+        self.flush()
+
+    # --- as the broker's peer -----------------------------------------------------------------
+
+    def answer_later(self, request: int, look: Look) -> None:
+        self._hub.look(self, request, look)
+
+    def granted(self, key: tuple[int, str], grant: Grant) -> None:
+        self.grants[key] = grant
+        if self.closed:
+            self._release(key)
+
+    def lost(self, log: int, consumer: str, epoch: int) -> None:
+        for subscription in list(self._subscriptions.values()):
+            if (subscription.log, subscription.consumer) == (log, consumer):
+                self._send(protocol.encode(subscription.id, protocol.Lost(epoch)))
+                self._unsubscribe(subscription.id)
+
+    def _release(self, key: tuple[int, str]) -> None:
+        self._broker.submit(Waiting(self, 0, protocol.Release(*key)))
+        self._hub.wake()
+
+    def close(self) -> None:
+        """The connection is over: its claims end, and nothing more is sent."""
+        if self.closed:
+            return
+        self.closed = True
+        for key in self.grants:
+            self._release(key)
+        for subscription in self._subscriptions.values():
+            self._hub.unsubscribe(subscription.log, self)
+        self._subscriptions.clear()
+        self._out.clear()
+        self._out_bytes = 0
+        if self._eased is not None:
+            self._eased.set()
+        trio.lowlevel.notify_closing(self._socket)
+        self._socket.close()
+
+
+def _time_in(control: Control) -> model.Whence | None:
+    """The time that a request names as a place, if it does."""
+    for name in ("whence", "start", "before"):
+        whence = getattr(control, name, None)
+        if whence is not None and whence.kind == "time":
+            assert isinstance(whence, model.Whence)
+            return whence
+    return None

@@ -1,0 +1,315 @@
+"""The driver: takes frames from the broker to the journal and outcomes back. It decides nothing.
+
+It is plain: no task, no thread, no clock of its own. Whoever runs it (the server's task, a test)
+calls ``begin``, then ``journal.wait`` wherever that may block, then ``finish``; and between two
+flights, when ``checkpoint_due``, ``begin_checkpoint``, the job that it gives, ``finish_checkpoint``.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from rlog_client.batch import RECORD_OVERHEAD
+
+from . import checkpoint as checkpoints
+from . import facts
+from .broker import FRAME_BYTES_GOAL, Broker, Decided
+from .checkpoint import Checkpoint, Tail
+from .decisions import Books
+from .frame import Frame
+from .journal import LocalJournal, Outcome, batch_bytes_max
+from .recovery import recover
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from .files import File, Files
+    from .policy import Policy
+
+logger = logging.getLogger("rlog.driver")
+
+FILES_IN_USE_MAX: Final = 4  # journal files; then a checkpoint lets the older ones go
+DIRTY_FILES_MAX: Final = 400  # segments held open for a checkpoint to sync
+WITNESS_SECONDS: Final = 1.0
+AGAIN_SECONDS: Final = 0.25  # between two tries to get space
+RESERVE_BYTES_MAX: Final = 1 << 20
+ROOM_MIN: Final = 64 * 1024  # of the journal, for a frame without appends
+
+
+class Limits(NamedTuple):
+    """What a directory is made with, and what its server allows; sizes in bytes."""
+
+    policy: Policy
+    journal_file_bytes: int = 64 << 20
+    batch_bytes_max: int = 8 << 20
+    record_bytes_max: int = 1 << 20
+
+
+def attempt(job: Callable[[], bool]) -> bool | OSError:
+    """Run a job of upkeep: whether there was space, or how the disk failed."""
+    try:
+        return job()
+    except OSError as error:
+        return error
+
+
+class Flight(NamedTuple):
+    """What is under way: ``decided`` in frame ``number``, or only a sync up to it."""
+
+    number: int
+    decided: Decided | None
+    bytes: int = 0  # of the bodies in it
+    witness: bool = True  # its sync wants a frame that records it
+
+
+class Driver:
+    """One broker, one journal. ``clock``: monotonic seconds; ``wall``: UTC nanoseconds."""
+
+    def __init__(
+        self,
+        files: Files,
+        broker: Broker,
+        journal: LocalJournal,
+        marks: Sequence[int],
+        *,
+        clock: Callable[[], float],
+        wall: Callable[[], int],
+    ) -> None:
+        self.broker = broker
+        self.journal = journal
+        self._files = files
+        self._marks = list(marks)[-2:]  # the checkpoints' numbers, older first
+        self._clock = clock
+        self._wall = wall
+        self._witness_due: float | None = None  # a sync that no frame records yet
+        self._again_at = 0.0  # not before then is space tried for again
+        self._pending = self._marks[-1]  # the number of a checkpoint under way
+        if len(self._marks) == 2:
+            journal.trim(self._marks[0])
+
+    def open(self) -> Flight | None:
+        """The first flight of a process: the fact that it took the directory."""
+        return self._append(self.broker.open(self._wall()))
+
+    # --- flights ------------------------------------------------------------------------------
+
+    def begin(self) -> Flight | None:
+        """The next thing to wait for. None: nothing now; whatever needed no wait is done."""
+        while (decided := self._decide()) is not None:
+            if decided.frame is None:
+                self._settle(decided, synced=False)
+                continue
+            flight = self._append(decided)
+            if flight is not None:
+                return flight
+        return self._begin_due()
+
+    def _decide(self) -> Decided | None:
+        if not self.broker.waiting:
+            return None
+        goal = self._make_room()
+        if self.broker.books.full is not None and self.journal.room < ROOM_MIN:
+            return None  # not even a commit fits for sure: it waits for space, or for a checkpoint
+        return self.broker.decide(self._wall(), goal)
+
+    def _append(self, decided: Decided) -> Flight | None:
+        assert decided.frame is not None
+        number = self.journal.tail() + 1
+        try:
+            self.journal.append(decided.frame, number)
+        except OSError as error:
+            self._fail(f"the journal cannot be written: {error}", decided)
+            return None
+        self._witness_due = None  # this frame says what was synced before it
+        if not decided.sync:
+            self._settle(decided, synced=False)
+            return None
+        return Flight(number, decided, sum(map(len, decided.frame.bodies)))
+
+    def _append_empty(self) -> Flight | None:
+        """Without this frame, rot in the last synced one could not be told from a torn tail."""
+        empty = Decided(Frame(self._wall(), facts.encode([]), []), True, None, [], [], [])
+        flight = self._append(empty)
+        return flight and flight._replace(witness=False)
+
+    def _begin_due(self) -> Flight | None:
+        """A sync that some policy makes due, or an empty frame that records the last one."""
+        if self.broker.books.failed is not None:
+            return None
+        now = self._clock()
+        self.broker.answer_sync_waits(now)
+        tail = self.journal.tail()
+        if self.broker.sync_due is not None and self.broker.sync_due <= now:
+            return Flight(tail, None)
+        if self._witness_due is not None and self._witness_due <= now:
+            return self._append_empty()
+        return None
+
+    def finish(self, flight: Flight, outcome: Outcome) -> None:
+        """The wait for a flight ended."""
+        if outcome is not Outcome.SYNCED:
+            self._fail(f"frame {flight.number} is not durable ({outcome.value})", flight.decided)
+            return
+        if flight.decided is None:
+            self.broker.synced()
+        else:
+            self._settle(flight.decided, synced=True)
+        if flight.witness:
+            self._witness_due = self._clock() + WITNESS_SECONDS
+        self.broker.answer_sync_waits(self._clock())
+
+    def _settle(self, decided: Decided, *, synced: bool) -> None:
+        try:
+            self.broker.settle(decided, synced=synced, now=self._clock())
+        except OSError as error:
+            # The frame stands, and its answers too; what could not be laid out, recovery will.
+            self._fail(f"a segment cannot be written: {error}", None)
+
+    def _fail(self, reason: str, decided: Decided | None) -> None:
+        self._witness_due = None
+        self.broker.fail(reason, decided)
+        self.broker.answer_sync_waits(self._clock())
+
+    def deadline(self) -> float | None:
+        """When ``begin`` will have something to do though nobody asks (monotonic)."""
+        if self.broker.books.failed is not None:
+            return None
+        again = self._again_at if self.broker.waiting else None
+        dues = [d for d in (self.broker.sync_due, self._witness_due, again) if d is not None]
+        return min(dues, default=None)
+
+    # --- space --------------------------------------------------------------------------------
+
+    def _make_room(self) -> int:
+        """How large the next frame may get. Appends are taken only while the journal has room to spare:
+        the rest of it is for commits, claims and trims."""
+        journal, books = self.journal, self.broker.books
+        largest = min(journal.file_bytes, self.broker.batch_bytes_max + FRAME_BYTES_GOAL)
+        if not journal.spare and journal.room < max(2 * largest, journal.file_bytes // 8):
+            books.full = "no space for another journal file"
+            if self._clock() >= self._again_at:
+                self.prepared(attempt(journal.prepare))
+        if books.full is None or journal.spare:
+            books.full = None
+            return min(FRAME_BYTES_GOAL, journal.file_bytes // 2)
+        return min(FRAME_BYTES_GOAL, journal.room // 2)
+
+    @property
+    def spare_wanted(self) -> bool:
+        """``journal.prepare`` has something to do, which may be done beside the work."""
+        failed = self.broker.books.failed is not None
+        return not failed and not self.journal.spare and self._clock() >= self._again_at
+
+    def prepared(self, result: bool | OSError) -> None:
+        """How ``journal.prepare`` ended."""
+        if isinstance(result, OSError):
+            self._fail(f"the next journal file cannot be made: {result}", None)
+        elif result:
+            self.broker.books.full = None
+        else:
+            self._again_at = self._clock() + AGAIN_SECONDS
+
+    # --- checkpoints --------------------------------------------------------------------------
+
+    @property
+    def checkpoint_due(self) -> bool:
+        if self.broker.books.failed is not None or self.journal.tail() == self._marks[-1]:
+            return False
+        if self._clock() < self._again_at:
+            return False
+        journal = self.journal
+        # Half of the files belong to the time before the last checkpoint: each frees the other half.
+        return (
+            (
+                journal.files_above(self._marks[0]) >= FILES_IN_USE_MAX
+                and journal.files_above(self._marks[-1]) >= FILES_IN_USE_MAX // 2
+            )
+            or self.broker.books.handles.dirty >= DIRTY_FILES_MAX
+            or (self.broker.books.full is not None and journal.room < journal.file_bytes // 2)
+        )
+
+    def begin_checkpoint(self) -> Callable[[], bool] | None:
+        """The state as it stands, in a job that makes it durable; it may run beside later flights.
+
+        To be called between flights. The job returns whether there was space, and raises OSError.
+        None: the journal could not be synced, and writing is over.
+        """
+        journal, books = self.journal, self.broker.books
+        number, crc = journal.last
+        if journal.wait(number) is not Outcome.SYNCED:
+            self._fail(f"frame {number} is not durable", None)
+            return None
+        self.broker.synced()
+        tails = []
+        for log in books.state.logs.values():
+            if log.segments:
+                segment = log.segments[-1]
+                begin = checkpoints.tail_begin(segment.bytes)
+                if begin < segment.bytes:
+                    data = books.files[log.id].tail(segment.base, begin, segment.bytes - begin)
+                    tails.append(Tail(log.id, segment.base, begin, data))
+        point = Checkpoint(
+            journal.id, journal.file_bytes, number, crc, self._wall(), books.state, tails
+        )
+        raw = checkpoints.encode(point)
+        files: list[File] = []
+        directories = ["logs"]
+        for log_id, log_files in books.files.items():
+            dirty, renamed = log_files.take_dirty()
+            files += dirty
+            if renamed:
+                directories.append(f"logs/{log_id}")
+        self._pending = number
+
+        def job() -> bool:
+            for file in files:
+                file.sync()
+            for directory in directories:
+                self._files.sync_directory(directory)
+            if not checkpoints.write(self._files, number, raw):
+                return False
+            checkpoints.keep_reserve(self._files, min(RESERVE_BYTES_MAX, journal.file_bytes // 4))
+            return True
+
+        return job
+
+    def finish_checkpoint(self, result: bool | OSError) -> None:
+        """The job ended. What lies below the older of the two checkpoints may be recycled."""
+        if isinstance(result, OSError):
+            self._fail(f"a checkpoint cannot be made: {result}", None)
+        elif result:
+            self._marks = [self._marks[-1], self._pending]
+            self.journal.trim(self._marks[0])
+        else:
+            logger.warning("no space for a checkpoint: the journal grows until there is")
+            self._again_at = self._clock() + AGAIN_SECONDS
+
+    def checkpoint(self) -> None:
+        """A checkpoint here and now, unless nothing happened since the last one."""
+        if self.broker.books.failed is not None or self.journal.tail() == self._marks[-1]:
+            return
+        job = self.begin_checkpoint()
+        if job is not None:
+            self.finish_checkpoint(attempt(job))
+
+
+def open_driver(
+    files: Files, limits: Limits, *, clock: Callable[[], float], wall: Callable[[], int]
+) -> Driver:
+    """Recover a data directory and stand a broker and its driver on it. Raises Refused, or OSError."""
+    recovered = recover(
+        files,
+        file_bytes=limits.journal_file_bytes,
+        journal_id=secrets.randbits(64),
+        now_ns=wall(),
+    )
+    books = Books(recovered.state, recovered.handles, recovered.logs, limits.policy)
+    batch_bytes = min(limits.batch_bytes_max, batch_bytes_max(recovered.journal.file_bytes))
+    broker = Broker(
+        books,
+        batch_bytes_max=batch_bytes,
+        record_bytes_max=min(limits.record_bytes_max, batch_bytes - RECORD_OVERHEAD),
+    )
+    return Driver(files, broker, recovered.journal, recovered.marks, clock=clock, wall=wall)

@@ -1,0 +1,164 @@
+"""One segment: batches one behind the other, exactly as their producers made them, and nothing else.
+
+A walk is how all of rlog reads a segment: headers are checked one after the other, each must be
+the next offset of this log, and where one is not, the walk says from which offset to which the
+records are lost and goes on behind them. It is pure: it sees bytes through a function.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from rlog_client.batch import HEADER_BYTES, MAGIC, Header, InvalidBatch, parse_header
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_WINDOW: Final = 256 * 1024
+
+
+def directory(log: int) -> str:
+    return f"logs/{log}"
+
+
+def path(log: int, base: int) -> str:
+    return f"logs/{log}/{base:020}.seg"
+
+
+def base_of(name: str) -> int | None:
+    """The base in a segment's file name, or None if it is not one."""
+    stem, dot, rest = name.partition(".")
+    return int(stem) if dot and rest == "seg" and len(stem) == 20 and stem.isdecimal() else None
+
+
+class Found(NamedTuple):
+    """A batch whose header is sound, and where it begins."""
+
+    position: int
+    header: Header
+
+
+class Damage(NamedTuple):
+    """The records ``first`` to ``end`` (exclusive) cannot be reached: ``reason`` at ``position``."""
+
+    position: int
+    first: int
+    end: int
+    reason: str
+
+
+class Place(NamedTuple):
+    """Where a batch lies: log id, base of its segment, position in that file; ``new``: it begins one."""
+
+    log: int
+    segment: int
+    position: int
+    new: bool
+
+
+class Extent(NamedTuple):
+    """What a segment should hold: offsets ``base`` to ``end``, in its first ``length`` bytes."""
+
+    log: int
+    base: int
+    end: int
+    length: int
+
+
+class _Window:
+    """A sliding view of a file: small headers, far apart or close together, in few reads."""
+
+    def __init__(self, read: Callable[[int, int], bytes]) -> None:
+        self._read = read
+        self._begin = 0
+        self._data = b""
+
+    def get(self, position: int, count: int) -> memoryview:
+        at = position - self._begin
+        if not 0 <= at <= at + count <= len(self._data):
+            self._data = self._read(position, max(count, _WINDOW))
+            self._begin, at = position, 0
+        return memoryview(self._data)[at : at + count]
+
+
+def walk(
+    read: Callable[[int, int], bytes], extent: Extent, position: int = 0, offset: int | None = None
+) -> Iterator[Found | Damage]:
+    """The batches from ``position`` on, the first of which should hold ``offset`` (default: the base).
+
+    ``read(position, count)`` gives fewer bytes at the end of the file only.
+    """
+    window = _Window(read)
+    expected = extent.base if offset is None else offset
+    while expected < extent.end:
+        header, reason = _header_at(window, extent, position, expected)
+        if header is not None:
+            yield Found(position, header)
+            position += header.bytes
+            expected = header.end
+            continue
+        found = _resume(window, extent, position + 1, expected)
+        end = found.header.base if found else extent.end
+        yield Damage(position, expected, end, reason)
+        if found is None:
+            return
+        position, expected = found.position, end
+
+
+def _header_at(
+    window: _Window, extent: Extent, position: int, expected: int
+) -> tuple[Header | None, str]:
+    """The header at ``position`` if it is sound, of this log, the expected one and inside the extent."""
+    if position + HEADER_BYTES > extent.length:
+        return None, f"the segment ends at {extent.length}"
+    try:
+        header = parse_header(window.get(position, HEADER_BYTES))
+    except InvalidBatch as error:
+        return None, str(error)
+    if header.log != extent.log:
+        return None, f"a batch of log {header.log}"
+    if header.base != expected:
+        return None, f"a batch of offset {header.base} instead of {expected}"
+    if header.end > extent.end or position + header.bytes > extent.length:
+        return None, "a batch that reaches beyond the segment"
+    return header, ""
+
+
+def _resume(window: _Window, extent: Extent, position: int, expected: int) -> Found | None:
+    """The next batch behind damage.
+
+    A body is its user's and may hold anything, other segments too. So a header counts only if what
+    follows it is the next batch again, or the end of the segment.
+    """
+    while position + HEADER_BYTES <= extent.length:
+        # One header more than a window, so that none is cut in two.
+        wanted = min(_WINDOW + HEADER_BYTES, extent.length - position)
+        chunk = bytes(window.get(position, wanted))
+        at = chunk.find(MAGIC)
+        while 0 <= at <= len(chunk) - HEADER_BYTES:
+            found = _candidate(
+                window, extent, position + at, chunk[at : at + HEADER_BYTES], expected
+            )
+            if found is not None:
+                return found
+            at = chunk.find(MAGIC, at + 1)
+        if len(chunk) < wanted:
+            return None  # the file is shorter than it should be
+        position += max(wanted - HEADER_BYTES, 1)
+    return None
+
+
+def _candidate(
+    window: _Window, extent: Extent, position: int, raw: bytes, expected: int
+) -> Found | None:
+    try:
+        header = parse_header(raw)
+    except InvalidBatch:
+        return None
+    if header.log != extent.log or not expected < header.base < header.end <= extent.end:
+        return None
+    behind = position + header.bytes
+    if header.end == extent.end:
+        return Found(position, header) if behind == extent.length else None
+    follows, _ = _header_at(window, extent, behind, header.end)
+    return Found(position, header) if follows is not None else None

@@ -1,0 +1,259 @@
+"""The batch: records packed together, the unit of append, storage, transfer and checksum.
+
+A batch is made once. The bytes that a producer packs and checksums here are the bytes on the wire,
+in the journal, in the segment and at the consumer; the server stamps the header and never looks
+into the body. All integers are little-endian::
+
+    position  size
+           0     3  magic "RLB"
+           3     1  version, 1
+           4     1  codec of the body, 0: none
+           5     3  zero
+           8     4  count of records, at least 1
+          12     4  body length, in bytes
+          16     4  keys length: bytes of the keys column
+          20     4  CRC32C of the body
+          24     8  producer id                          } stamped by
+          32     8  sequence of the first record         } the producer
+          40     4  epoch of the producer                }
+          44     4  log id                               } stamped by
+          48     8  offset of the first record           } the server,
+          56     8  append time, ns since 1970 UTC       } 0 before
+          64    12  zero
+          76     4  CRC32C of the bytes 0 to 76, by whoever stamped last
+          80        the body
+
+The body is one msgpack array of four columns, because a column packs and unpacks at C speed and a
+row does not: keys ``nil | [bin|nil]``, values ``[bin]``, headers ``nil | [map|nil]``, event times
+``nil | [int|nil]`` in ns. Keys come first: they are the one column that a server may read.
+
+No batch is empty and no magic is zero, so zeros are never a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import repeat
+from operator import length_hint
+from struct import Struct
+from typing import Final, NamedTuple
+
+import msgspec
+from crc32c import crc32c
+
+from .model import NO_HEADERS, Record
+
+Buffer = bytes | bytearray | memoryview
+
+_HEADER: Final = Struct("<3sBB3sIIIIQQIIQQ12sI")
+HEADER_BYTES: Final = 80
+assert _HEADER.size == HEADER_BYTES
+_CRC_AT: Final = HEADER_BYTES - 4
+_PRODUCED: Final = Struct("<3sBB3xIIIIQQI")  # the producer's part: positions 0 to 44
+_STAMPED: Final = Struct("<IQQ12x")  # the server's part: positions 44 to 76
+assert _PRODUCED.size + _STAMPED.size == _CRC_AT
+_U32: Final = Struct("<I")
+
+MAGIC: Final = b"RLB"
+VERSION: Final = 1
+CODEC_NONE: Final = 0
+_ARRAY_OF_FOUR: Final = b"\x94"
+_NIL: Final = b"\xc0"
+RECORD_OVERHEAD: Final = (
+    32  # bytes: more than a record without key, headers and time adds to its value
+)
+
+
+class InvalidBatch(Exception):
+    """These bytes are not a sound batch; the text says why."""
+
+
+class Header(msgspec.Struct, frozen=True, gc=False):
+    """A batch's header, without its constants. ``body_bytes`` and ``keys_bytes`` are lengths."""
+
+    count: int
+    body_bytes: int
+    keys_bytes: int
+    body_crc: int
+    producer: int
+    sequence: int
+    epoch: int
+    log: int
+    base: int
+    time_ns: int
+
+    @property
+    def end(self) -> int:
+        """The offset after the batch's last record."""
+        return self.base + self.count
+
+    @property
+    def bytes(self) -> int:
+        """Length of the whole batch."""
+        return HEADER_BYTES + self.body_bytes
+
+
+_Columns = tuple[
+    list[bytes | None] | None,
+    list[bytes],
+    list[dict[str, bytes] | None] | None,
+    list[int | None] | None,
+]
+
+
+class Columns(NamedTuple):
+    """A batch's body, unpacked: one list per column, or None where no record has any."""
+
+    keys: list[bytes | None] | None
+    values: list[bytes]
+    headers: list[dict[str, bytes] | None] | None
+    times_ns: list[int | None] | None
+
+
+_encoder: Final = msgspec.msgpack.Encoder()
+# Typed, so that a column of anything but bytes is an error here and not at the user's.
+_decoder: Final = msgspec.msgpack.Decoder(_Columns)
+
+
+def encode(
+    values: Sequence[bytes],
+    keys: Sequence[bytes | None] | None = None,
+    headers: Sequence[Mapping[str, bytes] | None] | None = None,
+    times_ns: Sequence[int | None] | None = None,
+    *,
+    producer: int = 0,
+    sequence: int = 0,
+    epoch: int = 0,
+) -> bytearray:
+    """A batch as its producer makes it: header and body, both CRCs set, the server's part zero."""
+    if not values:
+        raise ValueError("a batch is never empty")
+    # Each column straight into the one buffer: a batch of large records is copied once.
+    batch = bytearray(HEADER_BYTES) + _ARRAY_OF_FOUR
+    lengths = [len(batch)]
+    for column in (keys, values, headers, times_ns):
+        if column is None:
+            batch += _NIL
+        else:
+            _encoder.encode_into(column, batch, len(batch))
+        lengths.append(len(batch))
+    with memoryview(batch) as view:
+        body_crc = crc32c(view[HEADER_BYTES:])
+    _PRODUCED.pack_into(
+        batch, 0, MAGIC, VERSION, CODEC_NONE, len(values), len(batch) - HEADER_BYTES,
+        lengths[1] - lengths[0], body_crc, producer, sequence, epoch,
+    )  # fmt: skip
+    _U32.pack_into(batch, _CRC_AT, crc32c(bytes(batch[:_CRC_AT])))
+    return batch
+
+
+def parse_header(buffer: Buffer, position: int = 0) -> Header:
+    """The header at ``position``. Nothing in it is believed before its CRC. Raises InvalidBatch."""
+    raw = bytes(buffer[position : position + HEADER_BYTES])
+    if len(raw) < HEADER_BYTES:
+        raise InvalidBatch(f"a batch's header has {HEADER_BYTES} bytes, here are {len(raw)}")
+    magic, version, codec, pad, count, body, keys, crc, *rest, zero, stored = _HEADER.unpack(raw)
+    if magic != MAGIC:
+        raise InvalidBatch("no batch begins here" if any(raw) else "zeros")
+    if stored != (computed := crc32c(raw[:_CRC_AT])):
+        raise InvalidBatch(f"header CRC is {computed:08x}, stored is {stored:08x}")
+    if version != VERSION:
+        raise InvalidBatch(f"batch version {version} is not known here (known: {VERSION})")
+    if codec != CODEC_NONE:
+        raise InvalidBatch(f"codec {codec} is not known here")
+    if any(pad) or any(zero):
+        raise InvalidBatch("reserved bytes are not zero")
+    if count == 0 or keys == 0 or keys + 2 > body:
+        raise InvalidBatch("lengths that cannot be")
+    return Header(count, body, keys, crc, *rest)
+
+
+def check_body(header: Header, body: Buffer) -> None:
+    """Raise InvalidBatch unless ``body`` is what was checksummed, and its values are as many as the header says.
+
+    This much the server checks before it stamps, and no more: it costs the same for one record
+    as for ten thousand.
+    """
+    if len(body) != header.body_bytes:
+        raise InvalidBatch(f"body has {len(body)} bytes, the header says {header.body_bytes}")
+    if (computed := crc32c(body)) != header.body_crc:
+        raise InvalidBatch(f"body CRC is {computed:08x}, stored is {header.body_crc:08x}")
+    at = 1 + header.keys_bytes
+    head = bytes(body[at : at + 5])
+    if body[0] != _ARRAY_OF_FOUR[0] or _array_length(head) != header.count:
+        raise InvalidBatch(f"the values column has not {header.count} entries")
+
+
+def _array_length(head: bytes) -> int | None:
+    """The length that a msgpack array beginning with ``head`` (5 bytes) declares."""
+    if not head:
+        return None
+    if head[0] & 0xF0 == 0x90:
+        return head[0] & 0x0F
+    if head[0] == 0xDC:
+        return int.from_bytes(head[1:3], "big")
+    if head[0] == 0xDD:
+        return int.from_bytes(head[1:5], "big")
+    return None
+
+
+def stamp(produced: Buffer, log: int, base: int, time_ns: int) -> bytes:
+    """The header of a checked batch with the server's part filled in, and its CRC made anew."""
+    head = bytes(produced[: _PRODUCED.size]) + _STAMPED.pack(log, base, time_ns)
+    return head + _U32.pack(crc32c(head))
+
+
+def decode(header: Header, body: Buffer) -> Columns:
+    """The columns of a batch, after its checksum. Raises InvalidBatch."""
+    check_body(header, body)
+    try:
+        keys, values, headers, times = _decoder.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidBatch(f"body does not unpack: {error}") from None
+    for column in (keys, values, headers, times):
+        if column is not None and len(column) != header.count:
+            raise InvalidBatch(f"a column has {len(column)} entries, not {header.count}")
+    return Columns(keys, values, headers, times)
+
+
+class Cut:
+    """The records of one batch, handed out at C speed, with an exact place and a brake.
+
+    ``records`` is an iterator; ``offset`` is the offset of the next record that it will give; after
+    ``stop()`` it gives no more. No Python code runs per record: the place is read off the range
+    iterator that numbers the records, and the brake is a list of names that is emptied, which the
+    iterator looks at before it takes anything from the other columns.
+    """
+
+    __slots__ = ("_names", "_offsets", "end", "records")
+
+    def __init__(self, log: str, header: Header, columns: Columns, begin: int, epoch: int) -> None:
+        """``begin``: the first offset wanted, within the batch. ``epoch``: the claim's, 0 for a reader."""
+        keys, values, headers, times_ns = columns
+        skip = begin - header.base
+        self.end = header.end
+        self._names = [log] * (header.count - skip)
+        self._offsets = iter(range(begin, header.end))
+        no_headers: Sequence[Mapping[str, bytes]] | None = None
+        if headers is not None:
+            no_headers = [h or NO_HEADERS for h in headers[skip:]]
+        self.records: Iterator[Record] = map(
+            Record,
+            self._names,
+            self._offsets,
+            repeat(header.time_ns),
+            repeat(None) if keys is None else keys[skip:],
+            repeat(NO_HEADERS) if no_headers is None else no_headers,
+            values[skip:] if skip else values,
+            repeat(None) if times_ns is None else times_ns[skip:],
+            repeat(1),
+            repeat(epoch),
+        )
+
+    @property
+    def offset(self) -> int:
+        return self.end - length_hint(self._offsets)
+
+    def stop(self) -> None:
+        """Give no more records, from any thread or signal handler."""
+        self._names.clear()

@@ -1,0 +1,333 @@
+"""The blocking client: what a user holds. Each of these talks through one ``Transport``."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, Unpack, cast
+from weakref import WeakSet
+
+import msgspec
+
+from .batch import HEADER_BYTES
+from .errors import RlogError, TimedOut, TooLarge, Unsupported
+from .model import (
+    OFFSET_MAX,
+    OLDEST,
+    Bytes,
+    CursorInfo,
+    Global,
+    Item,
+    LogInfo,
+    LogOptions,
+    Receipt,
+    Whence,
+    consumer_name,
+)
+from .producer import Columns, Producer, checked, new_producer_id, receipt_of
+from .protocol import (
+    AlterLog,
+    Append,
+    Appended,
+    CursorReply,
+    DeleteCursor,
+    DeleteLog,
+    Done,
+    GetCursor,
+    GetLog,
+    ListCursors,
+    Listing,
+    ListLogs,
+    LogReply,
+    Moved,
+    OpenLog,
+    Place,
+    SeekCursor,
+    TrimLog,
+    WaitSynced,
+)
+from .session import Call
+from .source import Consumer, Reader, check_whence
+from .transport import Address, Transport, parse_url, until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from .protocol import Control
+
+_OPTIONS: Final = frozenset(LogOptions.__annotations__)
+_InfoT = TypeVar("_InfoT", LogInfo, CursorInfo)
+
+
+def connect(url: str | None = None, *, timeout: float | None = 10.0, name: str = "") -> Client:
+    """A client that is connected to the server at ``url``.
+
+    ``url``: ``rlog://HOST[:PORT]`` or ``rlog+unix:///PATH``; by default $RLOG_ADDR, else
+    ``rlog://127.0.0.1:7171``. ``timeout``: seconds for connecting and for each request; None waits
+    for ever. ``name``: shown as the holder of what is claimed; by default host and process id.
+
+    ConnectionLost: no server can be reached there. ValueError: no such URL.
+    """
+    if timeout is not None and not timeout > 0:
+        raise ValueError(f"timeout is more than 0 seconds, or None, not {timeout}")
+    return Client(parse_url(url), timeout, name or f"{socket.gethostname()}:{os.getpid()}")
+
+
+class Client:
+    """One connection to a server, and everything made from it: for one thread at a time."""
+
+    def __init__(self, address: Address, timeout: float | None, name: str) -> None:
+        """Made by ``connect``."""
+        self._transport = Transport(address, name, timeout)
+        self._name = name
+        self._made: WeakSet[Producer | Reader | Consumer] = WeakSet()
+
+    def log(self, name: str, *, create: bool = False, **options: Unpack[LogOptions]) -> Log:
+        """The log ``name``: NotFound when there is none, unless ``create``.
+
+        AlreadyExists when it exists with other ``options`` than those given.
+        """
+        if not isinstance(name, str):
+            raise TypeError(f"a log's name is a str, not {type(name).__name__}")
+        if options and not create:
+            raise TypeError("options are for create=True; use alter() for a log that exists")
+        reply = self._transport.call(OpenLog(name, create, _checked_options(options)), LogReply)
+        return Log(self, reply.info)
+
+    def logs(self) -> list[LogInfo]:
+        """All logs of the server."""
+        return _listed(self._transport, ListLogs(), LogInfo)
+
+    def clone(self) -> Client:
+        """Another client of the same server, with its own connection and claims: one per thread."""
+        return Client(self._transport.address, self._transport.timeout, self._name)
+
+    def close(self) -> None:
+        """Close what was made from this client, flush its producers, and end the connection."""
+        failure: RlogError | None = None
+        for each in list(self._made):
+            try:
+                if self._transport.session.lost is None:
+                    each.close()
+            except RlogError as error:
+                failure = failure or error
+        self._transport.close()
+        if failure is not None:
+            raise failure
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        try:
+            self.close()
+        except RlogError:
+            if exception[0] is None:
+                raise
+
+    def __repr__(self) -> str:
+        return f"<rlog_client.Client of {self._transport.address}>"
+
+
+class Log:
+    """One log of the server. Made by ``Client.log``."""
+
+    def __init__(self, client: Client, info: LogInfo) -> None:
+        self.name = info.name
+        self._id = info.id
+        self._client = client
+        self._transport = client._transport
+        self._producer = new_producer_id()
+        self._sequence = 0
+
+    def append(
+        self,
+        value: Bytes,
+        *,
+        key: Bytes | None = None,
+        headers: Mapping[str, bytes] | None = None,
+        event_time_ns: int | None = None,
+        expect: int | None = None,
+    ) -> int:
+        """Append one record: its offset, once the log's sync policy is satisfied.
+
+        ``expect``: what the log's end has to be, else Conflict. TooLarge. DiskFull: nothing was
+        appended. OutcomeUnknown: the answer was lost, and the record may be in the log.
+        """
+        limits = self._transport.session.limits
+        item, bound = checked(
+            Item(value, key, headers, event_time_ns), None, limits.record_bytes_max
+        )
+        _check_batch(HEADER_BYTES + bound, limits.batch_bytes_max, None)
+        columns = Columns()
+        columns.add(item)
+        return self._append(columns, expect).first
+
+    def append_many(self, items: Iterable[Bytes | Item], *, expect: int | None = None) -> Receipt:
+        """Append records as one batch, all or nothing. Errors as for ``append``.
+
+        TooLarge when one record, or all together, are beyond the server's limits; ValueError when
+        there are none.
+        """
+        limits = self._transport.session.limits
+        columns = Columns()
+        size = HEADER_BYTES
+        for index, each in enumerate(items):
+            item, bound = checked(each, index, limits.record_bytes_max)
+            columns.add(item)
+            size += bound
+            _check_batch(size, limits.batch_bytes_max, index)
+        if not columns.values:
+            raise ValueError("a batch is never empty: give at least one record")
+        return receipt_of(self._append(columns, expect))
+
+    def producer(
+        self, *, linger: float = 0.005, batch_bytes: int = 1 << 20, buffer_bytes: int = 32 << 20
+    ) -> Producer:
+        """Send many records, batched and pipelined; see ``Producer``.
+
+        ``linger``: seconds. ``batch_bytes``: of a full batch. ``buffer_bytes``: unacknowledged.
+        """
+        producer = Producer(
+            self._transport,
+            self.name,
+            self._id,
+            linger=linger,
+            batch_bytes=batch_bytes,
+            buffer_bytes=buffer_bytes,
+        )
+        self._client._made.add(producer)
+        return producer
+
+    def reader(self, whence: Whence, *, until: Whence | None = None, block: bool = True) -> Reader:
+        """Read from ``whence`` on, up to ``until`` (exclusive; LATEST is the end as it is now).
+
+        ``block=False`` ends iterating at the end as it stood when it began. OffsetOutOfRange:
+        ``whence`` is outside the log.
+        """
+        reader = Reader(self._transport, self.name, self._id, whence, until=until, block=block)
+        self._client._made.add(reader)
+        return reader
+
+    def consumer(
+        self,
+        consumer_id: str | Global,
+        /,
+        *,
+        start: Whence = OLDEST,
+        block: bool = True,
+        autocommit: bool = False,
+    ) -> Consumer:
+        """Read with a durable cursor on the server; see ``Consumer``.
+
+        ``start``: where a cursor begins that does not exist yet. ``autocommit``: a record is
+        committed when the next is asked for.
+        """
+        consumer = Consumer(
+            self._transport,
+            self.name,
+            self._id,
+            consumer_id,
+            start=start,
+            block=block,
+            autocommit=autocommit,
+        )
+        self._client._made.add(consumer)
+        return consumer
+
+    def cursor(self, consumer_id: str | Global, /) -> Cursor:
+        """A consumer seen from outside: claims nothing."""
+        return Cursor(self._transport, self._id, consumer_name(consumer_id))
+
+    def cursors(self) -> list[CursorInfo]:
+        """All consumers of this log."""
+        return _listed(self._transport, ListCursors(self._id), CursorInfo)
+
+    def info(self) -> LogInfo:
+        """The log as it stands now."""
+        return self._transport.call(GetLog(self._id), LogReply).info
+
+    def wait_synced(self, offset: int, *, timeout: float | None = None) -> None:
+        """Wait until every record below ``offset`` is on the disk, whatever the log's sync policy.
+
+        TimedOut after ``timeout`` seconds; None waits as long as it takes.
+        """
+        if isinstance(offset, bool) or not isinstance(offset, int):
+            raise TypeError(f"an offset is an int, not {type(offset).__name__}")
+        if not 0 <= offset <= OFFSET_MAX:
+            raise ValueError(f"an offset is between 0 and {OFFSET_MAX}, not {offset}")
+        call = self._transport.request(WaitSynced(self._id, offset), Done)
+        if not self._transport.wait(lambda: call.done, until(timeout)):
+            call.fail(TimedOut(f"offset {offset} is not synced after {timeout} s"))
+        call.get()
+
+    def alter(self, **options: Unpack[LogOptions]) -> LogInfo:
+        """Change ``options``; those not named stay as they are."""
+        return self._transport.call(AlterLog(self._id, _checked_options(options)), LogReply).info
+
+    def trim(self, before: Whence) -> int:
+        """Let whole segments below ``before`` go: the log's new first offset."""
+        return self._transport.call(TrimLog(self._id, check_whence(before)), Place).offset
+
+    def delete(self) -> None:
+        """Delete the log, its records and its consumers."""
+        self._transport.call(DeleteLog(self._id), Done)
+
+    def _append(self, columns: Columns, expect: int | None) -> Appended:
+        call = Call(Appended, append=(self._producer, self._sequence))
+        batch = columns.encode(self._producer, self._sequence)
+        self._sequence += len(columns.values)
+        self._transport.start(call, Append(self._id, expect), batch)
+        return self._transport.finish(call)
+
+    def __repr__(self) -> str:
+        return f"<rlog_client.Log {self.name}>"
+
+
+class Cursor:
+    """A consumer seen from outside. Made by ``Log.cursor``; NotFound where there is none."""
+
+    def __init__(self, transport: Transport, log_id: int, consumer: str) -> None:
+        self._transport = transport
+        self._log_id = log_id
+        self._consumer = consumer
+
+    def info(self) -> CursorInfo:
+        """The cursor as it stands now, its lag and its holder."""
+        return self._transport.call(GetCursor(self._log_id, self._consumer), CursorReply).info
+
+    def seek(self, whence: Whence, *, force: bool = False) -> tuple[int, int]:
+        """Move it: the offsets before and after. Busy while it is held, without ``force``."""
+        request = SeekCursor(self._log_id, self._consumer, check_whence(whence), force=force)
+        moved = self._transport.call(request, Moved)
+        return moved.before, moved.after
+
+    def delete(self) -> None:
+        """Delete it. Busy while it is held."""
+        self._transport.call(DeleteCursor(self._log_id, self._consumer), Done)
+
+
+def _checked_options(options: Mapping[str, object]) -> dict[str, Any]:
+    for name in options:
+        if name not in _OPTIONS:
+            raise TypeError(f"{name!r} is no option of a log: {', '.join(sorted(_OPTIONS))}")
+    return dict(options)
+
+
+def _check_batch(size: int, limit: int, index: int | None) -> None:
+    if size > limit:
+        raise TooLarge(
+            f"a batch of up to {size} bytes; the limit is {limit}",
+            size=size,
+            limit=limit,
+            index=index,
+        )
+
+
+def _listed(transport: Transport, request: Control, of: type[_InfoT]) -> list[_InfoT]:
+    call = transport.request(request, Listing)
+    transport.finish(call)
+    try:
+        return cast("list[_InfoT]", msgspec.msgpack.decode(call.payload, type=list[of]))  # type: ignore[valid-type]
+    except msgspec.MsgspecError as error:
+        raise Unsupported(f"a listing does not decode: {error}") from None

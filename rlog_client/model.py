@@ -1,0 +1,254 @@
+"""The words of rlog as values: records, places to start from, verdicts, and what is told about logs and cursors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from types import MappingProxyType
+from typing import Any, Final, Literal, TypeAlias, TypedDict, final
+
+from msgspec import Struct
+
+from .errors import InvalidRequest
+
+Bytes: TypeAlias = bytes | bytearray | memoryview
+NO_HEADERS: Final[Mapping[str, bytes]] = MappingProxyType({})
+OFFSET_MAX: Final = 2**63 - 1
+
+
+class Item(Struct, frozen=True):
+    """One record on its way in. ``event_time_ns``: UTC nanoseconds, the application's own time."""
+
+    value: Bytes
+    key: Bytes | None = None
+    headers: Mapping[str, bytes] | None = None
+    event_time_ns: int | None = None
+
+
+class Record(Struct, frozen=True, gc=False):
+    """One record of a log.
+
+    ``offset``: its number in the log, dense from 0. ``timestamp_ns``: UTC nanoseconds, when the
+    server appended it. ``attempt``: 1 for a first delivery. ``epoch``: of the claim it was
+    delivered under, 0 for a reader.
+    """
+
+    # gc=False: a record holds no reference that could lead back to it, and a batch of ten
+    # thousand tracked objects would set off the collector again and again.
+    log: str
+    offset: int
+    timestamp_ns: int
+    key: bytes | None
+    headers: Mapping[str, bytes]
+    value: bytes
+    event_time_ns: int | None = None
+    attempt: int = 1
+    epoch: int = 0
+    redriven: bool = False
+
+
+Level: TypeAlias = Literal["written", "synced"]
+
+
+class Receipt(Struct, frozen=True):
+    """What became of a batch: offsets ``first`` to ``end`` (exclusive), and how durable it was when answered."""
+
+    first: int
+    end: int
+    timestamp_ns: int
+    level: Level
+    duplicate: bool = False
+
+
+@final
+class Whence(Struct, frozen=True, array_like=True):
+    """Where to start reading. Opaque: made by OLDEST, LATEST, ``offset``, ``last`` and ``time``."""
+
+    kind: Literal["oldest", "latest", "offset", "last", "time"]
+    value: int = 0
+
+
+OLDEST: Final = Whence("oldest")
+LATEST: Final = Whence("latest")
+
+
+def _whole(n: int, what: str) -> int:
+    if isinstance(n, bool) or not isinstance(n, int):
+        raise TypeError(f"{what} is an int, not {type(n).__name__}")
+    if not 0 <= n <= OFFSET_MAX:
+        raise InvalidRequest(f"{what} is between 0 and {OFFSET_MAX}, not {n}")
+    return n
+
+
+def offset(n: int) -> Whence:
+    """The record with offset ``n``."""
+    return Whence("offset", _whole(n, "an offset"))
+
+
+def last(n: int) -> Whence:
+    """``n`` records before the end, or the oldest there is."""
+    return Whence("last", _whole(n, "a number of records"))
+
+
+def time(t: datetime | float) -> Whence:
+    """The first record appended at or after ``t``: an aware datetime, or seconds since 1970 UTC.
+
+    A naive datetime is a ValueError: it names a different moment on every machine.
+    """
+    if isinstance(t, datetime):
+        if t.tzinfo is None:
+            raise ValueError("a time without a zone is ambiguous: give an aware datetime")
+        # Whole microseconds first: a float of nanoseconds since 1970 is off by a hundred of them.
+        seconds, micros = divmod((t - _EPOCH) // _MICROSECOND, 1_000_000)
+        nanoseconds = seconds * 1_000_000_000 + micros * 1000
+    elif isinstance(t, (int, float)) and not isinstance(t, bool):
+        if not math.isfinite(t):
+            raise ValueError(f"not a time: {t}")
+        nanoseconds = t * 1_000_000_000 if isinstance(t, int) else round(t * 1e9)
+    else:
+        raise TypeError(f"a time is a datetime or seconds, not {type(t).__name__}")
+    return Whence("time", min(max(nanoseconds, 0), OFFSET_MAX))
+
+
+@final
+class Global:
+    """The log's own cursor, one per log. Opaque: use GLOBAL."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "GLOBAL"
+
+
+GLOBAL: Final = Global()
+GLOBAL_ID: Final = "@global"  # its name on the wire, on disk and on the command line
+
+
+def consumer_name(consumer_id: str | Global) -> str:
+    """The checked name of a consumer: 1 to 255 bytes of UTF-8, no control characters, no leading ``@``."""
+    if isinstance(consumer_id, Global):
+        return GLOBAL_ID
+    if not isinstance(consumer_id, str):
+        raise TypeError(f"a consumer ID is a str or GLOBAL, not {type(consumer_id).__name__}")
+    check_consumer(consumer_id)
+    return consumer_id
+
+
+def check_consumer(name: str) -> None:
+    """Raise InvalidRequest unless ``name`` is a consumer's; GLOBAL_ID itself is judged by the caller."""
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        raise InvalidRequest("a consumer ID is UTF-8") from None
+    if not 1 <= size <= 255:
+        raise InvalidRequest(f"a consumer ID has 1 to 255 bytes, not {size}")
+    if name.startswith("@"):
+        raise InvalidRequest(f"a consumer ID does not begin with '@': {name!r}")
+    if any(ord(c) < 32 or 127 <= ord(c) < 160 for c in name):
+        raise InvalidRequest(f"a consumer ID has no control characters: {name!r}")
+
+
+class Commit(Struct, frozen=True):
+    """Done with this record."""
+
+
+class Retry(Struct, frozen=True):
+    """Again, after ``delay`` seconds; without one, after a pause that doubles from 0.5 s to 60 s."""
+
+    delay: float | None = None
+
+
+class Skip(Struct, frozen=True):
+    """Done with this record without having handled it; ``reason`` goes to the log."""
+
+    reason: str = ""
+
+
+class Stop(Struct, frozen=True):
+    """Leave this record uncommitted, and end ``process``."""
+
+
+Verdict: TypeAlias = Commit | Retry | Skip | Stop
+COMMIT: Final = Commit()
+RETRY: Final = Retry()
+SKIP: Final = Skip()
+STOP: Final = Stop()
+
+
+class LogOptions(TypedDict, total=False):
+    """What a log can be created or altered with.
+
+    ``sync``: "always" (the default) | "periodic:1s" | "bytes:1MiB" | "never".
+    ``file_roll_size``: bytes of a segment file, 64 MiB by default.
+    """
+
+    sync: str
+    file_roll_size: int
+
+
+class LogInfo(Struct, frozen=True):
+    """A log as it stands: offsets ``first`` to ``end`` (exclusive), of which those below ``synced_end`` are synced."""
+
+    name: str
+    id: int
+    first: int
+    end: int
+    synced_end: int
+    bytes: int
+    options: dict[str, Any]
+    owner: str | None = None
+
+
+class Member(Struct, frozen=True):
+    """One holder of a consumer, and since when (UTC nanoseconds)."""
+
+    name: str
+    since_ns: int
+
+
+class CursorInfo(Struct, frozen=True):
+    """A consumer as it stands. ``committed``: the offset after the last committed one. Lag counts to the log's end."""
+
+    log: str
+    id: str
+    committed: int
+    lag_records: int
+    lag_bytes: int
+    lag_seconds: float
+    members: Sequence[Member]
+
+
+def to_bytes(value: Any, what: str = "a value") -> bytes:
+    """``value`` as bytes that nobody can change any more; TypeError for anything that is not bytes."""
+    if type(value) is bytes:
+        return value
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return bytes(value)
+    hint = ": use .encode()" if isinstance(value, str) else ""
+    raise TypeError(f"{what} is bytes, not {type(value).__name__}{hint}")
+
+
+def to_headers(headers: Any) -> dict[str, bytes]:
+    """A checked copy of a header map: str -> bytes."""
+    if not isinstance(headers, Mapping):
+        raise TypeError(f"headers are a mapping of str to bytes, not {type(headers).__name__}")
+    checked: dict[str, bytes] = {}
+    for name, value in headers.items():
+        if not isinstance(name, str):
+            raise TypeError(f"a header's name is a str, not {type(name).__name__}")
+        checked[name] = to_bytes(value, f"header {name!r}")
+    return checked
+
+
+def to_time_ns(value: Any) -> int:
+    """A checked event time: int nanoseconds that fit 64 bits with sign."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"event_time_ns is an int, not {type(value).__name__}")
+    if not -(2**63) <= value < 2**63:
+        raise InvalidRequest(f"event_time_ns does not fit 64 bits: {value}")
+    return value
+
+
+_EPOCH = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
+_MICROSECOND = datetime.resolution

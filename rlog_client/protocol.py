@@ -1,0 +1,549 @@
+"""The wire: bytes <-> messages, without I/O. Both sides use the same ``Connection``.
+
+A message is a fixed header, a msgpack map (the *control*) and an opaque payload (batches).
+Little-endian::
+
+    position  size
+           0     4  length of control and payload together, in bytes
+           4     1  kind
+           5     1  flags, 0
+           6     2  length of the control, at most 16 KiB
+           8     4  request id
+          12        control, then payload
+
+The client numbers its requests; the answer, an ``Error`` or any other message of the server's,
+carries the request's id. Requests are pipelined and answered in any order. What is pushed carries
+the id of the ``Subscribe`` that asked for it.
+
+Lengths are judged before anything is allocated, and a control is decoded into a typed struct: what
+a hostile map can become in memory is bounded by 16 KiB and by the struct's own fields.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from struct import Struct as Layout
+from typing import Any, ClassVar, Final, NamedTuple, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from .errors import InvalidRequest, RlogError, TooLarge, from_wire
+from .model import CursorInfo, LogInfo, Whence
+
+PROTOCOL: Final = 1
+DEFAULT_PORT: Final = 7171
+
+_HEAD: Final = Layout("<IBBHI")
+HEAD_BYTES: Final = 12
+assert _HEAD.size == HEAD_BYTES
+CONTROL_BYTES_MAX: Final = 16 * 1024
+HELLO_BYTES_MAX: Final = 1024  # of everything before HELLO is done
+LISTING_BYTES_MAX: Final = 8 << 20
+PUSH_BYTES: Final = 1 << 20  # of one Records, unless a single batch is larger
+REQUEST_MAX: Final = 2**32 - 1
+TEXT_MAX: Final = 4096  # characters of an error's text
+
+
+class ProtocolError(Exception):
+    """The peer misbehaved: this connection cannot go on. (Our own misuse is an AssertionError.)
+
+    ``request`` and ``error``: what can still be said about it before the end.
+    """
+
+    def __init__(self, text: str, request: int = 0, error: RlogError | None = None) -> None:
+        super().__init__(text)
+        self.request = request
+        self.error = error or InvalidRequest(text)
+
+
+class Control(Struct, omit_defaults=True):
+    """Base of all controls. ``kind`` is its number on the wire."""
+
+    kind: ClassVar[int]
+
+
+# --- what the client asks -------------------------------------------------------------------
+
+
+class Hello(Control):
+    """The first message. Answered by Welcome, or by Error and the end."""
+
+    kind: ClassVar[int] = 1
+    protocol: int
+    name: str = ""
+    features: list[str] = []
+
+
+class Ping(Control):
+    kind: ClassVar[int] = 2
+
+
+class OpenLog(Control):
+    """-> LogReply. ``options`` count only with ``create``."""
+
+    kind: ClassVar[int] = 3
+    name: str
+    create: bool = False
+    options: dict[str, Any] = {}
+
+
+class ListLogs(Control):
+    """-> Listing of LogInfo."""
+
+    kind: ClassVar[int] = 4
+
+
+class GetLog(Control):
+    """-> LogReply."""
+
+    kind: ClassVar[int] = 5
+    log: int
+
+
+class AlterLog(Control):
+    """-> LogReply."""
+
+    kind: ClassVar[int] = 6
+    log: int
+    options: dict[str, Any]
+
+
+class TrimLog(Control):
+    """-> Place: whole segments below ``before`` go; ``offset`` is the new first offset."""
+
+    kind: ClassVar[int] = 7
+    log: int
+    before: Whence
+
+
+class DeleteLog(Control):
+    """-> Done."""
+
+    kind: ClassVar[int] = 8
+    log: int
+
+
+class Append(Control):
+    """Payload: one batch. -> Appended. ``expect``: the log's end, else Conflict."""
+
+    kind: ClassVar[int] = 9
+    log: int
+    expect: int | None = None
+
+
+class Resolve(Control):
+    """-> Place."""
+
+    kind: ClassVar[int] = 10
+    log: int
+    whence: Whence
+
+
+class Subscribe(Control):
+    """-> Place, then Records under this request's id as far as Credit goes.
+
+    ``consumer``: the connection's own claim whose deliveries these are.
+    """
+
+    kind: ClassVar[int] = 11
+    log: int
+    whence: Whence
+    consumer: str | None = None
+
+
+class Credit(Control):
+    """A loan of ``bytes``: -> Records, at least one batch whatever its size, then Settled.
+
+    It is settled when it is used up, or when something was sent and the end is reached. A new one
+    settles the old one at once; one of 0 bytes only settles. So a client knows, whenever it has no
+    open loan, that nothing is under way to it.
+    """
+
+    kind: ClassVar[int] = 12
+    subscription: int
+    bytes: int
+
+
+class Unsubscribe(Control):
+    """-> Done."""
+
+    kind: ClassVar[int] = 13
+    subscription: int
+
+
+class Claim(Control):
+    """-> Claimed, or Busy. ``start``: where a cursor that does not exist yet begins. ``token``: 16 random bytes."""
+
+    kind: ClassVar[int] = 14
+    log: int
+    consumer: str
+    start: Whence
+    token: bytes
+
+
+class Release(Control):
+    """-> Done."""
+
+    kind: ClassVar[int] = 15
+    log: int
+    consumer: str
+
+
+class CommitCursor(Control):
+    """-> Committed. ``offset``: of the first record not done with."""
+
+    kind: ClassVar[int] = 16
+    log: int
+    consumer: str
+    epoch: int
+    offset: int
+
+
+class SeekCursor(Control):
+    """-> Moved. ``epoch``: the holder's own; None is from outside, and Busy while held unless ``force``."""
+
+    kind: ClassVar[int] = 17
+    log: int
+    consumer: str
+    whence: Whence
+    epoch: int | None = None
+    force: bool = False
+
+
+class ListCursors(Control):
+    """-> Listing of CursorInfo."""
+
+    kind: ClassVar[int] = 18
+    log: int
+
+
+class GetCursor(Control):
+    """-> CursorReply."""
+
+    kind: ClassVar[int] = 19
+    log: int
+    consumer: str
+
+
+class DeleteCursor(Control):
+    """-> Done; Busy while held."""
+
+    kind: ClassVar[int] = 20
+    log: int
+    consumer: str
+
+
+class WaitSynced(Control):
+    """-> Done, once every record below ``offset`` is on the disk."""
+
+    kind: ClassVar[int] = 21
+    log: int
+    offset: int
+
+
+class ListSegments(Control):
+    """-> Listing of SegmentInfo."""
+
+    kind: ClassVar[int] = 22
+    log: int
+
+
+# --- what the server answers ----------------------------------------------------------------
+
+
+class Welcome(Control):
+    """The server's version and its limits, in bytes."""
+
+    kind: ClassVar[int] = 64
+    protocol: int
+    server: str
+    record_bytes_max: int
+    batch_bytes_max: int
+    features: list[str] = []
+
+
+class Error(Control):
+    kind: ClassVar[int] = 65
+    code: int
+    message: str
+    retriable: bool = False
+    details: dict[str, Any] = {}
+
+
+class Done(Control):
+    kind: ClassVar[int] = 66
+
+
+class LogReply(Control):
+    kind: ClassVar[int] = 67
+    info: LogInfo
+
+
+class Listing(Control):
+    """Payload: a msgpack array of what was asked for."""
+
+    kind: ClassVar[int] = 68
+
+
+class Appended(Control):
+    """``level``: see Receipt; True is synced."""
+
+    kind: ClassVar[int] = 69
+    first: int
+    end: int
+    timestamp_ns: int
+    synced: bool
+
+
+class Place(Control):
+    """A resolved ``offset``, and the log's ``first`` and ``end`` (visible, exclusive) at that moment."""
+
+    kind: ClassVar[int] = 70
+    offset: int
+    first: int
+    end: int
+
+
+class Claimed(Control):
+    """``committed``: where the cursor stands."""
+
+    kind: ClassVar[int] = 71
+    epoch: int
+    committed: int
+
+
+class Moved(Control):
+    """A seek moved the cursor from ``before`` to ``after``; the epoch is now ``epoch``."""
+
+    kind: ClassVar[int] = 72
+    before: int
+    after: int
+    epoch: int
+
+
+class CursorReply(Control):
+    kind: ClassVar[int] = 73
+    info: CursorInfo
+
+
+class Committed(Control):
+    kind: ClassVar[int] = 74
+    synced: bool
+
+
+class Settled(Control):
+    """A loan is over. ``offset``: of the next record to come; ``end``: the log's visible end."""
+
+    kind: ClassVar[int] = 75
+    offset: int
+    end: int
+
+
+class Records(Control):
+    """Pushed. Payload: whole batches, contiguous, the first of which holds offset ``first``.
+
+    ``file`` and ``position`` say where the payload is stored, for whoever finds it damaged.
+    """
+
+    kind: ClassVar[int] = 96
+    first: int
+    file: str
+    position: int
+
+
+class Lost(Control):
+    """Pushed: the claim under which this subscription reads is no longer ours."""
+
+    kind: ClassVar[int] = 97
+    epoch: int
+
+
+class Damaged(Control):
+    """Pushed in place of Records: ``error`` is a CorruptData or a Gap, and reading goes on at ``next``."""
+
+    kind: ClassVar[int] = 98
+    error: Error
+    next: int
+
+
+class SegmentInfo(Struct, frozen=True):
+    """A segment: its first offset, its length in bytes, and the running maximum of its append times."""
+
+    base: int
+    bytes: int
+    time_max_ns: int
+    file: str
+
+
+ControlT = TypeVar("ControlT", bound=Control)
+REQUESTS: Final = (
+    Hello, Ping, OpenLog, ListLogs, GetLog, AlterLog, TrimLog, DeleteLog, Append, Resolve, Subscribe,
+    Credit, Unsubscribe, Claim, Release, CommitCursor, SeekCursor, ListCursors, GetCursor,
+    DeleteCursor, WaitSynced, ListSegments,
+)  # fmt: skip
+ANSWERS: Final = (
+    Welcome, Error, Done, LogReply, Listing, Appended, Place, Claimed, Moved, CursorReply, Committed,
+    Settled, Records, Lost, Damaged,
+)  # fmt: skip
+_WITH_PAYLOAD: Final = frozenset({Append.kind, Records.kind, Listing.kind})
+_encode: Final = msgspec.msgpack.Encoder().encode
+
+
+class Message(NamedTuple):
+    """One whole message. ``payload`` is bytes-like and its receiver's own."""
+
+    request: int
+    control: Control
+    payload: bytes | bytearray | memoryview
+
+
+def encode(request: int, control: Control, payload_bytes: int = 0) -> bytes:
+    """Header and control of a message; the sender puts ``payload_bytes`` of payload behind it."""
+    body = _encode(control)
+    assert len(body) <= CONTROL_BYTES_MAX, f"{type(control).__name__}: control of {len(body)} bytes"
+    return _HEAD.pack(len(body) + payload_bytes, control.kind, 0, len(body), request) + body
+
+
+def error_control(error: RlogError) -> Error:
+    """An error as it travels; its text is cut so that it fits into a control."""
+    return Error(error.code, str(error)[:TEXT_MAX], error.retriable, error.details())
+
+
+def raised(control: Error) -> RlogError:
+    """The error that travelled."""
+    return from_wire(control.code, control.message, control.details)
+
+
+class Side(IntEnum):
+    CLIENT = 0
+    SERVER = 1
+
+
+class Connection:
+    """One side of a connection, sans I/O: received bytes in, messages out.
+
+    The driver asks ``room()`` where to receive. None: receive up to 64 KiB of anything and hand it
+    to ``received``. A view: receive into it (the payload of one large message, in a buffer of its
+    exact size), then ``filled(n)``. After either, take messages from ``next_message()`` until None.
+    """
+
+    __slots__ = (
+        "_at",
+        "_control",
+        "_data",
+        "_decoders",
+        "_filled",
+        "_payload",
+        "greeted",
+        "payload_bytes_max",
+        "side",
+    )
+
+    def __init__(self, side: Side) -> None:
+        self.side = side
+        self.greeted = False  # set by the driver once HELLO is answered
+        self.payload_bytes_max = 0
+        kinds = REQUESTS if side is Side.SERVER else ANSWERS
+        self._decoders = _SERVER_DECODERS if kinds is REQUESTS else _CLIENT_DECODERS
+        self._data: bytes = b""
+        self._at = 0
+        self._payload: bytearray | None = None  # of the message under way
+        self._filled = 0
+        self._control: tuple[int, Control] | None = None
+
+    @property
+    def midway(self) -> bool:
+        """A message has begun and is not whole."""
+        return self._payload is not None or self._at < len(self._data)
+
+    def room(self) -> memoryview | None:
+        if self._payload is None:
+            return None
+        return memoryview(self._payload)[self._filled :]
+
+    def filled(self, count: int) -> None:
+        self._filled += count
+
+    def received(self, data: bytes) -> None:
+        assert self._payload is None, "the room is to be filled first"
+        self._data = self._data[self._at :] + data if self._at < len(self._data) else data
+        self._at = 0
+
+    def next_message(self) -> Message | None:
+        """The next whole message, or None: more bytes are needed. Raises ProtocolError."""
+        if self._payload is not None:
+            return self._finish() if self._filled == len(self._payload) else None
+        data, at = self._data, self._at
+        have = len(data) - at
+        if have < HEAD_BYTES:
+            return None
+        length, kind, flags, control_bytes, request = _HEAD.unpack_from(data, at)
+        self._judge(length, kind, flags, control_bytes, request)
+        if have < HEAD_BYTES + control_bytes:
+            return None
+        begin = at + HEAD_BYTES
+        control = self._decode(kind, memoryview(data)[begin : begin + control_bytes])
+        payload_bytes = length - control_bytes
+        if payload_bytes == 0:
+            self._at = begin + control_bytes
+            return Message(request, control, b"")
+        # A buffer of the exact size: the rest of the payload is received into it, uncopied.
+        payload = bytearray(payload_bytes)
+        here = min(payload_bytes, have - HEAD_BYTES - control_bytes)
+        begin += control_bytes
+        payload[:here] = memoryview(data)[begin : begin + here]
+        self._at = begin + here
+        self._control = (request, control)
+        self._payload, self._filled = payload, here
+        return self._finish() if here == payload_bytes else None
+
+    def _finish(self) -> Message:
+        assert self._control is not None
+        assert self._payload is not None
+        message = Message(*self._control, self._payload)
+        self._control = self._payload = None
+        return message
+
+    def _judge(
+        self, length: int, kind: int, flags: int, control_bytes: int, request: int
+    ) -> None:
+        """Refuse a message by its header alone, before anything is allocated for it."""
+        if kind not in self._decoders:
+            raise ProtocolError(f"message kind {kind} is not known here")
+        if flags:
+            raise ProtocolError(f"message flags {flags:#x} are not known here")
+        if control_bytes > min(length, CONTROL_BYTES_MAX):
+            raise ProtocolError(f"control of {control_bytes} bytes in a message of {length}")
+        payload_bytes = length - control_bytes
+        if not self.greeted and (kind not in _GREETING or length > HELLO_BYTES_MAX):
+            raise ProtocolError("the first message is not a greeting of this protocol")
+        if payload_bytes and kind not in _WITH_PAYLOAD:
+            raise ProtocolError(f"message kind {kind} has no payload")
+        limit = LISTING_BYTES_MAX if kind == Listing.kind else self.payload_bytes_max
+        if payload_bytes > limit:
+            text = f"payload of {payload_bytes} bytes, the limit is {limit}"
+            raise ProtocolError(text, request, TooLarge(text, size=payload_bytes, limit=limit))
+
+    def _decode(self, kind: int, raw: memoryview) -> Control:
+        try:
+            return self._decoders[kind].decode(raw)
+        except (
+            msgspec.MsgspecError,
+            ValueError,
+            TypeError,
+            OverflowError,
+            RecursionError,
+        ) as error:
+            raise ProtocolError(
+                f"control of message kind {kind} does not decode: {error}"
+            ) from None
+
+
+_GREETING: Final = frozenset({Hello.kind, Welcome.kind, Error.kind})
+_SERVER_DECODERS: Final[dict[int, msgspec.msgpack.Decoder[Control]]] = {
+    cls.kind: msgspec.msgpack.Decoder(cls) for cls in REQUESTS
+}
+_CLIENT_DECODERS: Final[dict[int, msgspec.msgpack.Decoder[Control]]] = {
+    cls.kind: msgspec.msgpack.Decoder(cls) for cls in ANSWERS
+}

@@ -1,0 +1,406 @@
+"""The blocking driver: one socket, one thread at a time, and no wait that cannot be ended.
+
+Nothing runs between two calls. Inside a call the connection is read while it is written, so two
+full buffers never wait for each other.
+
+An interrupt can strike between any two bytecodes, most likely right after a system call that it
+ended. So what a system call did is recorded by the same C call that made it (``_record``), before
+an exception can get in, and taken into account at the beginning of the next step: an interrupted
+send goes on where it stopped. Should one strike in the few microseconds in which an answer is
+being taken in, the connection is given up: what it carries is no longer known.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+from itertools import islice
+from select import POLLIN, POLLOUT, poll
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeVar
+from urllib.parse import unquote, urlsplit
+from weakref import WeakSet
+
+from .errors import ConnectionLost, TimedOut
+from .protocol import DEFAULT_PORT, Control, ProtocolError
+from .session import AnswerT, Buffer, Call, Session
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+DEFAULT_URL: Final = f"rlog://127.0.0.1:{DEFAULT_PORT}"
+RECEIVE_BYTES: Final = 64 * 1024
+_PIECES_MAX: Final = 16  # buffers of one sendmsg
+# A host that stops acknowledging is found out within 15 s: 5 s of silence, two probes 5 s apart.
+_KEEPALIVE: Final = (
+    ("TCP_KEEPIDLE", 5),
+    ("TCP_KEEPALIVE", 5),  # its name on macOS
+    ("TCP_KEEPINTVL", 5),
+    ("TCP_KEEPCNT", 2),
+    ("TCP_USER_TIMEOUT", 15_000),
+)
+
+
+class Address(NamedTuple):
+    """Where a server listens: ``path`` of a Unix socket, or ``host`` and ``port``."""
+
+    host: str
+    port: int
+    path: str | None = None
+
+    def __str__(self) -> str:
+        if self.path is not None:
+            return f"rlog+unix://{self.path}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"rlog://{host}:{self.port}"
+
+
+def parse_url(url: str | None = None) -> Address:
+    """``rlog://HOST[:PORT]`` or ``rlog+unix:///PATH``; None: $RLOG_ADDR, else the default.
+
+    A bad one is a ValueError that names what is wrong.
+    """
+    if url is None:
+        url = os.environ.get("RLOG_ADDR") or DEFAULT_URL
+    if not isinstance(url, str):
+        raise TypeError(f"a URL is a str, not {type(url).__name__}")
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise ValueError(f"{url!r}: {error}") from None
+    if parts.scheme not in ("rlog", "rlog+unix"):
+        raise ValueError(f"{url!r}: begins with rlog:// or rlog+unix://")
+    if parts.query or parts.fragment:
+        raise ValueError(f"{url!r}: takes no query and no fragment")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError(f"{url!r}: takes no user and no password")
+    if parts.scheme == "rlog+unix":
+        path = unquote(parts.path)
+        if parts.netloc or not path.startswith("/") or path == "/":
+            raise ValueError(f"{url!r}: a Unix socket is rlog+unix:///PATH, with three slashes")
+        return Address("", 0, path)
+    if not host:
+        raise ValueError(f"{url!r}: names no host")
+    if parts.path not in ("", "/"):
+        raise ValueError(f"{url!r}: takes no path, but has {parts.path!r}")
+    if port == 0:
+        raise ValueError(f"{url!r}: port 0 is no port to connect to")
+    return Address(host, DEFAULT_PORT if port is None else port)
+
+
+def until(timeout: float | None) -> float | None:
+    """The moment, on the monotonic clock, at which ``timeout`` seconds from now are over."""
+    return None if timeout is None else monotonic() + timeout
+
+
+class Tended(Protocol):
+    """What wants to be looked at on every call into the client."""
+
+    def tend(self, now: float) -> None: ...
+
+
+_open: Final[WeakSet[Transport]] = WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    # A claim must not outlive the process that made it because a child has its socket too.
+    for transport in list(_open):
+        transport.forked()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+class Transport:
+    """A greeted connection. ``timeout``: seconds for connecting, and for each request."""
+
+    def __init__(self, address: Address, name: str, timeout: float | None) -> None:
+        self.address = address
+        self.timeout = timeout
+        self.tended: WeakSet[Tended] = WeakSet()
+        self.session = Session(name)
+        self._closed = ""
+        self._inside = threading.Lock()
+        self._thread = threading.get_ident()  # that used it last
+        self._posted: list[Callable[[Session], object]] = []
+        # What system calls did and nobody has taken in yet: bytes sent, filled, received.
+        self._sent: list[int] = []
+        self._filled: list[int] = []
+        self._received: list[bytes] = []
+        deadline = until(timeout)
+        self._socket = _connect(address, deadline)
+        self._waker, self._woken = socket.socketpair()
+        for each in (self._socket, self._waker, self._woken):
+            each.setblocking(False)
+        self._poll = poll()
+        self._poll.register(self._woken, POLLIN)
+        _open.add(self)
+        try:
+            self._greet(deadline)
+        except BaseException:
+            self.close()
+            raise
+
+    def _greet(self, deadline: float | None) -> None:
+        greeting = self.session.greeting
+        if not self.wait(lambda: greeting.done, deadline):
+            raise ConnectionLost(f"no greeting from {self.address} within {self.timeout} s")
+        greeting.get()
+
+    # --- asking -------------------------------------------------------------------------------
+
+    def start(self, call: Call[AnswerT], control: Control, payload: Buffer = b"") -> Call[AnswerT]:
+        """Put a request on its way, without waiting. It leaves with the next wait or ``serve``."""
+        with self._entered():
+            self._tend()  # what has lingered long enough goes first
+            return self.session.start(call, control, payload)
+
+    def request(self, control: Control, expects: type[AnswerT]) -> Call[AnswerT]:
+        return self.start(Call(expects), control)
+
+    def call(self, control: Control, expects: type[AnswerT]) -> AnswerT:
+        """Ask, and wait for the answer. Raises its error; TimedOut after the client's timeout."""
+        return self.finish(self.request(control, expects))
+
+    def finish(self, call: Call[AnswerT]) -> AnswerT:
+        """The answer. After the client's timeout TimedOut, for an append OutcomeUnknown."""
+        if not call.done and not self.wait(lambda: call.done, until(self.timeout)):
+            reason = f"{self.address} did not answer within {self.timeout} s"
+            call.fail(call.unknown(reason) or TimedOut(reason))
+        return call.get()
+
+    def post(self, action: Callable[[Session], object]) -> None:
+        """For finalizers, which run in any thread at any moment: done now if this is the client's
+        thread and not inside a call, else by the next call. Never waits.
+        """
+        if self._closed:
+            return
+        self._posted.append(action)
+        if self._thread == threading.get_ident() and self._inside.acquire(blocking=False):
+            try:
+                self._tend()
+                self._write()
+            finally:
+                self._inside.release()
+
+    # --- waiting ------------------------------------------------------------------------------
+
+    def wait(self, done: Callable[[], bool], deadline: float | None = None) -> bool:
+        """Serve the connection until ``done()`` (True), or until ``deadline`` has passed (False).
+
+        A lost connection ends it too: by then whatever was in flight has failed.
+        """
+        with self._entered():
+            self._tend()
+            while not done() and self.session.lost is None:
+                self._write()
+                left = None if deadline is None else max(0.0, deadline - monotonic())
+                if not self._look(left) and left == 0.0:
+                    return done()
+        return True
+
+    def serve(self) -> None:
+        """Write and read what can be without waiting."""
+        with self._entered():
+            self._tend()
+            self._write()
+            self._look(0.0)
+
+    def wake(self) -> None:
+        """Have the wait under way, or the next one, ask its ``done`` again. From any thread."""
+        # A full pipe wakes as well; a closed one has nobody to wake.
+        with contextlib.suppress(OSError):
+            self._waker.send(b"\0")
+
+    def check(self) -> None:
+        """RuntimeError for a use that cannot be right."""
+        if self._closed:
+            raise RuntimeError(self._closed)
+        if self._inside.locked():
+            raise RuntimeError("a client is for one thread at a time: use clone() for another one")
+
+    def _entered(self) -> threading.Lock:
+        # `with` on the lock itself is one bytecode, where an acquire() before a `try` could be
+        # interrupted and leave it locked. Two threads that both find it unlocked queue up once.
+        self.check()
+        return self._inside
+
+    def _tend(self) -> None:
+        self._thread = threading.get_ident()
+        while self._posted:
+            self._posted.pop()(self.session)
+        if self.tended:
+            now = monotonic()
+            for each in self.tended:
+                each.tend(now)
+
+    def close(self) -> None:
+        """Close the socket: the server ends every claim of this connection. Waits for nothing."""
+        if not self._closed:
+            with self._inside if not self._inside.locked() else contextlib.nullcontext():
+                if self.session.lost is None and self.session.outgoing:
+                    with contextlib.suppress(OSError):
+                        self._write()
+            self._shut("this client is closed")
+
+    def forked(self) -> None:
+        """In the child of a fork: the connection stays the parent's."""
+        if not self._closed:
+            self._shut("this client belongs to the parent process: connect again in the child")
+
+    def _shut(self, reason: str) -> None:
+        self._closed = reason
+        self.session.break_off(reason)
+        for each in (self._socket, self._waker, self._woken):
+            each.close()
+
+    # --- the socket ---------------------------------------------------------------------------
+
+    def _look(self, seconds: float | None) -> bool:
+        """Wait for the socket or a wake-up, and read. False: nothing came."""
+        if self.session.lost is not None:
+            return False
+        self._poll.register(self._socket, POLLIN | POLLOUT if self.session.outgoing else POLLIN)
+        # Interrupted, poll() runs the signal handlers: the exception of Ctrl-C comes out of here.
+        ready = self._poll.poll(None if seconds is None else seconds * 1000)
+        for descriptor, event in ready:
+            if descriptor == self._woken.fileno():
+                with contextlib.suppress(BlockingIOError):
+                    self._woken.recv(4096)
+            elif event != POLLOUT:
+                self._read()
+        return bool(ready)
+
+    def _write(self) -> None:
+        outgoing = self.session.outgoing
+        try:
+            self._account()
+            while outgoing:
+                # Never joined: a batch goes from where it was packed into the kernel.
+                pieces = list(islice(outgoing, _PIECES_MAX))
+                _record(self._sent, self._socket.sendmsg, pieces)
+                self._account()
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            self._read()  # perhaps the server has said why
+            self._lose(str(error))
+
+    def _account(self) -> None:
+        """Take what was sent off the front of what is to be sent."""
+        outgoing = self.session.outgoing
+        try:
+            for count in self._sent:
+                while count:
+                    piece = outgoing[0]
+                    if count < len(piece):
+                        outgoing[0] = memoryview(piece)[count:]
+                        break
+                    count -= len(piece)
+                    outgoing.popleft()
+            self._sent.clear()
+        except BaseException:
+            self._lose("interrupted while what was sent was being noted")
+            raise
+
+    def _read(self) -> None:
+        try:
+            self._take_in()
+            while self.session.lost is None:
+                room = self.session.room()
+                if room is None:
+                    _record(self._received, self._socket.recv, RECEIVE_BYTES)
+                    full = len(self._received[0]) == RECEIVE_BYTES
+                else:
+                    _record(self._filled, self._socket.recv_into, room)
+                    full = self._filled[0] == len(room)
+                self._take_in()
+                if not full:
+                    return  # the socket is empty: poll() knows better when there is more
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            self._lose(str(error))
+
+    def _take_in(self) -> None:
+        """Hand what was received to the session: all of it, or the connection is given up."""
+        try:
+            for data in self._received:
+                if data:
+                    self.session.received(data)
+                else:
+                    self._lose("the server closed it")
+            self._received.clear()
+            for count in self._filled:
+                if count:
+                    self.session.filled(count)
+                else:
+                    self._lose("the server closed it")
+            self._filled.clear()
+        except ProtocolError as error:
+            self._lose(f"the server broke the protocol: {error}")
+        except BaseException:
+            self._lose("interrupted while an answer was being taken in")
+            raise
+
+    def _lose(self, reason: str) -> None:
+        self._sent.clear()
+        self._received.clear()
+        self._filled.clear()
+        self.session.break_off(f"lost the connection to {self.address}: {reason}")
+
+
+_Argument = TypeVar("_Argument")
+_Result = TypeVar("_Result")
+
+
+def _record(
+    results: list[_Result], call: Callable[[_Argument], _Result], argument: _Argument
+) -> None:
+    """Append ``call(argument)`` to ``results``, all in C: no exception comes between the two."""
+    results.extend(map(call, (argument,)))
+
+
+def _connect(address: Address, deadline: float | None) -> socket.socket:
+    error: OSError | None = None
+    try:
+        for family, where in _resolve(address):
+            left = None if deadline is None else deadline - monotonic()
+            if left is not None and left <= 0:
+                raise TimeoutError("timed out")
+            connecting = socket.socket(family, socket.SOCK_STREAM)
+            try:
+                connecting.settimeout(left)
+                _configure(connecting, family)
+                connecting.connect(where)
+            except OSError as failed:
+                error = failed
+                connecting.close()
+            except BaseException:
+                connecting.close()
+                raise
+            else:
+                return connecting
+    except OSError as failed:
+        error = failed
+    raise ConnectionLost(f"cannot connect to {address}: {error}") from error
+
+
+def _resolve(address: Address) -> Iterable[tuple[int, Any]]:
+    if address.path is not None:
+        return [(socket.AF_UNIX, address.path)]
+    found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    return [(family, where) for family, _, _, _, where in found]
+
+
+def _configure(connecting: socket.socket, family: int) -> None:
+    if family == socket.AF_UNIX:
+        return
+    connecting.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connecting.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in _KEEPALIVE:
+        if (number := getattr(socket, option, None)) is not None:
+            connecting.setsockopt(socket.IPPROTO_TCP, number, value)

@@ -1,0 +1,426 @@
+"""Readers and consumers against a scripted peer."""
+
+from __future__ import annotations
+
+import gc
+import signal
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+import rlog_client as rlog
+from rlog_client import protocol
+
+if TYPE_CHECKING:
+    from .peer import Peer
+
+
+def offsets(records: object) -> list[int]:
+    return [record.offset for record in records]  # type: ignore[attr-defined]
+
+
+def fill(peer: Peer, batches: int, count: int = 10) -> None:
+    for number in range(batches):
+        peer.append(*(b"%d.%d" % (number, index) for index in range(count)))
+
+
+def test_a_reader_gives_every_record_once_in_order(peer: Peer, log: rlog.Log) -> None:
+    fill(peer, 7)
+    records = list(log.reader(rlog.OLDEST, block=False))
+    assert offsets(records) == list(range(70))
+    assert records[69].value == b"6.9"
+    assert (records[0].attempt, records[0].epoch, records[0].log) == (1, 0, "l")
+
+
+def test_leaving_a_loop_in_the_middle_loses_nothing(peer: Peer, log: rlog.Log) -> None:
+    fill(peer, 5)
+    reader = log.reader(rlog.OLDEST, block=False)
+    for record in reader:
+        if record.offset == 13:
+            break
+    assert reader.offset == 14
+    assert offsets(reader.poll(3)) == [14, 15, 16]
+    assert next(reader).offset == 17
+    done: list[int] = []
+    assert reader.process(lambda r: done.append(r.offset), limit=5) == 5
+    assert done == [18, 19, 20, 21, 22]
+    assert offsets(reader) == list(range(23, 50))
+    assert reader.offset == 50
+
+
+def test_block_false_ends_at_the_end_as_it_stood(peer: Peer, log: rlog.Log) -> None:
+    fill(peer, 2)
+    reader = log.reader(rlog.OLDEST, block=False)
+    iteration = iter(reader)
+    fill(peer, 2)
+    assert offsets(iteration) == list(range(20))
+    assert offsets(reader) == list(range(20, 40))
+    assert offsets(reader) == []
+
+
+@pytest.mark.parametrize("until", [rlog.offset(13), rlog.offset(20), rlog.offset(0)])
+def test_until_is_exclusive(peer: Peer, log: rlog.Log, until: rlog.Whence) -> None:
+    fill(peer, 3)
+    reader = log.reader(rlog.OLDEST, until=until)
+    assert offsets(reader) == list(range(until.value))
+    assert reader.offset == until.value
+    assert reader.poll(timeout=None) == []
+
+
+def test_until_latest_is_the_end_when_the_reader_was_made(peer: Peer, log: rlog.Log) -> None:
+    fill(peer, 1)
+    reader = log.reader(rlog.OLDEST, until=rlog.LATEST)
+    fill(peer, 1)
+    assert offsets(reader) == list(range(10))
+
+
+def test_poll_returns_at_once_when_there_is_nothing(peer: Peer, log: rlog.Log) -> None:
+    reader = log.reader(rlog.OLDEST)
+    assert reader.poll() == []
+    begun = time.monotonic()
+    assert reader.poll(timeout=0.05) == []
+    assert 0.04 < time.monotonic() - begun < 1
+    fill(peer, 1)
+    assert offsets(reader.poll(4)) == [0, 1, 2, 3]
+    assert offsets(reader.poll()) == [4, 5, 6, 7, 8, 9]
+    assert reader.poll() == []
+
+
+def test_no_loan_is_open_while_the_callers_code_runs(peer: Peer, log: rlog.Log) -> None:
+    fill(peer, 3)
+    reader = log.reader(rlog.OLDEST)
+    for record in reader:
+        assert all(not reading.loan for line in peer.lines for reading in line.readings.values())
+        if record.offset == 29:
+            break
+    assert reader.poll(timeout=0.01) == []
+    assert all(not reading.loan for line in peer.lines for reading in line.readings.values())
+
+
+def test_a_waiting_reader_is_woken_by_an_append(peer: Peer, log: rlog.Log) -> None:
+    timer = threading.Timer(0.05, fill, (peer, 1))
+    timer.start()
+    assert next(log.reader(rlog.LATEST)).offset == 0
+    timer.join()
+
+
+def test_seek_moves_and_drops_what_was_prefetched(peer: Peer, log: rlog.Log) -> None:
+    fill(peer, 3)
+    reader = log.reader(rlog.OLDEST, block=False)
+    assert next(reader).offset == 0
+    assert reader.seek(rlog.offset(25)) == 25
+    assert offsets(reader) == [25, 26, 27, 28, 29]
+    with pytest.raises(rlog.OffsetOutOfRange):
+        reader.seek(rlog.offset(31))
+    assert reader.seek(rlog.last(1)) == 29
+
+
+@pytest.mark.parametrize("use", ["iterate", "poll", "process"])
+def test_stop_from_another_thread_ends_every_wait(peer: Peer, log: rlog.Log, use: str) -> None:
+    reader = log.reader(rlog.OLDEST)
+    timer = threading.Timer(0.05, reader.stop)
+    timer.start()
+    begun = time.monotonic()
+    if use == "iterate":
+        assert list(reader) == []
+    elif use == "poll":
+        assert reader.poll(timeout=None) == []
+    else:
+        assert reader.process(lambda r: None) == 0
+    timer.join()
+    assert time.monotonic() - begun < 2
+    fill(peer, 1)
+    assert list(reader) == []  # sticky
+    assert log.append(b"x") == 10  # the client is as it was
+
+
+def test_stop_ends_a_loop_in_the_middle_of_a_batch(peer: Peer, log: rlog.Log) -> None:
+    fill(peer, 2)
+    reader = log.reader(rlog.OLDEST)
+    seen = []
+    for record in reader:
+        seen.append(record.offset)
+        if record.offset == 3:
+            reader.stop()
+    assert seen == [0, 1, 2, 3]
+    assert reader.offset == 4
+
+
+def test_ctrl_c_ends_a_wait_and_leaves_the_reader_whole(peer: Peer, log: rlog.Log) -> None:
+    reader = log.reader(rlog.OLDEST)
+    for _ in range(5):
+        timer = threading.Timer(0.03, signal.pthread_kill, (threading.get_ident(), signal.SIGINT))
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            next(reader)
+        timer.join()
+    fill(peer, 1)
+    assert offsets(reader.poll(timeout=1.0)) == list(range(10))
+
+
+def test_damage_is_raised_once_and_reading_goes_on_behind_it(peer: Peer, log: rlog.Log) -> None:
+    fill(peer, 3)
+    error = rlog.CorruptData("bad", log="l", first=10, end=20, file="seg", position=7)
+    peer.damaged[10] = (error, 20)
+    reader = log.reader(rlog.OLDEST, block=False)
+    assert offsets(reader.poll()) == list(range(10))
+    with pytest.raises(rlog.CorruptData) as raised:
+        reader.poll()
+    assert (raised.value.first, raised.value.end, raised.value.position) == (10, 20, 7)
+    assert reader.offset == 20
+    assert offsets(reader) == list(range(20, 30))
+
+
+@pytest.mark.parametrize("where", [20, 84, 90, -1])
+def test_a_flipped_byte_on_the_way_is_corrupt_data_with_its_address(
+    peer: Peer, log: rlog.Log, where: int
+) -> None:
+    fill(peer, 3)
+    damaged = bytearray(peer.batches[1])
+    damaged[where] ^= 1
+    original = peer.batches[1]
+    reader = log.reader(rlog.OLDEST, block=False)
+
+    # The peer reads the header itself to find the batch, so the flip is made on its way out.
+    line = peer.lines[0]
+    send = line.send
+
+    def flipping(request: int, control: protocol.Control, payload: bytes = b"") -> None:
+        send(request, control, bytes(damaged) if payload == original else payload)
+
+    line.send = flipping  # type: ignore[method-assign]
+    seen: list[int] = []
+    with pytest.raises(rlog.CorruptData) as raised:
+        seen.extend(r.offset for r in reader)
+    assert (raised.value.first, raised.value.end) == (10, 20)
+    assert (raised.value.file, raised.value.position) == ("seg", 4096)
+    assert offsets(reader) == list(range(20, 30))
+
+
+def test_a_lost_connection_is_raised_on_every_use(peer: Peer, log: rlog.Log) -> None:
+    reader = log.reader(rlog.OLDEST)
+    threading.Timer(0.05, peer.lines[0].cut).start()
+    for _ in range(2):
+        with pytest.raises(rlog.ConnectionLost):
+            next(reader)
+    with pytest.raises(rlog.ConnectionLost):
+        log.append(b"x")
+
+
+# --- consumers --------------------------------------------------------------------------------
+
+
+def test_a_consumer_goes_on_where_it_committed(peer: Peer, log: rlog.Log) -> None:
+    fill(peer, 3)
+    with log.consumer("c", block=False) as consumer:
+        assert (consumer.epoch, consumer.committed) == (1, 0)
+        for record in consumer:
+            if record.offset == 11:
+                consumer.commit(record)
+                break
+        assert consumer.committed == 12
+    with log.consumer("c", block=False) as consumer:
+        assert consumer.epoch == 2
+        assert offsets(consumer) == list(range(12, 30))
+    assert peer.holders == {}
+
+
+def test_a_second_holder_is_busy_in_the_same_client_too(log: rlog.Log) -> None:
+    with log.consumer("c"), pytest.raises(rlog.Busy):
+        log.consumer("c").poll()
+    log.consumer("c").poll()
+
+
+def test_garbage_collection_releases_the_claim(peer: Peer, log: rlog.Log) -> None:
+    consumer = log.consumer("c")
+    consumer.poll()
+    assert "c" in peer.holders
+    del consumer
+    gc.collect()
+    deadline = time.monotonic() + 5
+    while peer.holders and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert peer.holders == {}
+
+
+def test_a_commit_of_another_log_or_epoch_is_refused_here(peer: Peer, log: rlog.Log) -> None:
+    fill(peer, 1)
+    with log.consumer("c") as consumer:
+        record = next(consumer)
+        strange = rlog.Record("other", 0, 0, None, {}, b"", epoch=consumer.epoch)
+        with pytest.raises(rlog.InvalidRequest):
+            consumer.commit(strange)
+        assert consumer.seek(rlog.offset(5)) == 5
+        assert consumer.epoch == 2
+        with pytest.raises(rlog.Fenced):
+            consumer.commit(record)
+        assert next(consumer).offset == 5
+
+
+def test_a_lost_claim_is_fenced(peer: Peer, log: rlog.Log) -> None:
+    fill(peer, 1)
+    consumer = log.consumer("c")
+    record = next(consumer)
+    peer.lines[0].lose("c")
+    with pytest.raises(rlog.Fenced):
+        consumer.commit(record)
+    with pytest.raises(rlog.Fenced):
+        list(consumer)
+    consumer.close()
+
+
+def test_commits_without_waiting_are_awaited_by_close(peer: Peer, log: rlog.Log) -> None:
+    fill(peer, 20)
+    with log.consumer("c", block=False) as consumer:
+        for record in consumer:
+            consumer.commit(record, wait=False)
+    assert peer.cursors["c"] == 200
+
+
+def test_an_error_of_a_commit_without_waiting_surfaces_later(peer: Peer, log: rlog.Log) -> None:
+    fill(peer, 1)
+    peer.refuse = lambda control: (
+        rlog.StorageFailed("disk") if isinstance(control, protocol.CommitCursor) else None
+    )
+    consumer = log.consumer("c", block=False)
+    consumer.commit(next(consumer), wait=False)
+    with pytest.raises(rlog.StorageFailed):
+        consumer.close()
+    assert peer.holders == {}
+
+
+def test_autocommit_commits_a_record_when_the_next_is_asked_for(peer: Peer, log: rlog.Log) -> None:
+    fill(peer, 2)
+    with log.consumer("c", block=False, autocommit=True) as consumer:
+        for record in consumer:
+            if record.offset == 4:
+                break
+    assert peer.cursors["c"] == 4
+    with log.consumer("c", block=False, autocommit=True) as consumer:
+        assert offsets(consumer.poll(3)) == [4, 5, 6]
+        assert offsets(consumer.poll(3)) == [7, 8, 9]
+    assert peer.cursors["c"] == 7
+
+
+# --- process ----------------------------------------------------------------------------------
+
+KINDS = ["reader", "consumer", "global"]
+
+
+def source(log: rlog.Log, kind: str, block: bool = False) -> rlog.Source:
+    if kind == "reader":
+        return log.reader(rlog.OLDEST, block=block)
+    return log.consumer("c" if kind == "consumer" else rlog.GLOBAL, block=block)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("limit", [None, 3])
+@pytest.mark.parametrize("verdict", [None, rlog.COMMIT, rlog.SKIP, rlog.Skip("why")])
+def test_commit_and_skip_complete(
+    peer: Peer, log: rlog.Log, kind: str, limit: int | None, verdict: rlog.Verdict | None
+) -> None:
+    fill(peer, 2, 4)
+    seen: list[int] = []
+
+    def handle(record: rlog.Record) -> rlog.Verdict | None:
+        seen.append(record.offset)
+        if kind != "reader":  # in_flight=1: the last one is acknowledged before the next begins
+            assert next(iter(peer.cursors.values())) == record.offset
+        return verdict
+
+    with source(log, kind) as opened:
+        expected = 8 if limit is None else limit
+        assert opened.process(handle, limit=limit) == expected
+        assert seen == list(range(expected))
+        if isinstance(opened, rlog.Consumer):
+            assert opened.committed == expected
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("block", [True, False])
+def test_retry_comes_again_with_the_next_attempt_and_nothing_overtakes(
+    peer: Peer, log: rlog.Log, kind: str, block: bool
+) -> None:
+    fill(peer, 1, 3)
+    seen: list[tuple[int, int]] = []
+
+    def handle(record: rlog.Record) -> rlog.Verdict | None:
+        seen.append((record.offset, record.attempt))
+        return rlog.Retry(0.01) if record.offset == 1 and record.attempt < 3 else None
+
+    with source(log, kind) as opened:
+        assert opened.process(handle, limit=3 if block else None, block=block) == 3
+    assert seen == [(0, 1), (1, 1), (1, 2), (1, 3), (2, 1)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_stop_leaves_the_record(peer: Peer, log: rlog.Log, kind: str) -> None:
+    fill(peer, 1, 3)
+    with source(log, kind) as opened:
+        assert opened.process(lambda r: rlog.STOP if r.offset == 1 else None) == 1
+        assert [(r.offset, r.attempt) for r in opened.poll()] == [(1, 1), (2, 1)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("error", "attempt"), [(ValueError, 2), (KeyboardInterrupt, 1), (SystemExit, 1)]
+)
+def test_an_exception_releases_the_record(
+    peer: Peer, log: rlog.Log, kind: str, error: type[BaseException], attempt: int
+) -> None:
+    fill(peer, 1, 3)
+
+    def handle(record: rlog.Record) -> None:
+        if record.offset == 1:
+            raise error
+
+    with source(log, kind) as opened:
+        with pytest.raises(error):
+            opened.process(handle, in_flight=10)
+        if isinstance(opened, rlog.Consumer):
+            assert opened.committed == 1
+        assert [(r.offset, r.attempt) for r in opened.poll()] == [(1, attempt), (2, 1)]
+
+
+def test_what_is_no_verdict_is_a_type_error(peer: Peer, log: rlog.Log) -> None:
+    fill(peer, 1)
+    with log.consumer("c") as consumer:
+        with pytest.raises(TypeError):
+            consumer.process(lambda r: True)  # type: ignore[arg-type,return-value]
+        assert consumer.committed == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_timeout_bounds_waiting_and_retrying(peer: Peer, log: rlog.Log, kind: str) -> None:
+    with source(log, kind, block=True) as opened:
+        assert opened.process(lambda r: None, timeout=0.05) == 0
+        fill(peer, 1)
+        begun = time.monotonic()
+        assert opened.process(lambda r: rlog.Retry(60.0), timeout=0.05) == 0
+        assert time.monotonic() - begun < 2
+        assert next(opened).attempt == 2
+
+
+def test_stop_ends_a_retry_delay(peer: Peer, log: rlog.Log) -> None:
+    fill(peer, 1)
+    with log.consumer("c") as consumer:
+        timer = threading.Timer(0.05, consumer.stop)
+        timer.start()
+        assert consumer.process(lambda r: rlog.Retry(60.0)) == 0
+        timer.join()
+
+
+@pytest.mark.parametrize("in_flight", [2, 7, 1000])
+def test_commits_are_coalesced_and_bounded(peer: Peer, log: rlog.Log, in_flight: int) -> None:
+    fill(peer, 50, 40)
+    with log.consumer("c", block=False) as consumer:
+
+        def handle(record: rlog.Record) -> None:
+            assert record.offset - peer.cursors["c"] <= in_flight
+
+        assert consumer.process(handle, in_flight=in_flight) == 2000
+        assert peer.cursors["c"] == 2000
+    commits = sum(isinstance(control, protocol.CommitCursor) for control in peer.asked)
+    assert commits <= 2 * 2000 / in_flight + 200

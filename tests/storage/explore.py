@@ -1,0 +1,197 @@
+"""Crashes at every boundary of a life: what the next life finds, enumerated, and checked.
+
+A life is a workload on a server. At every operation boundary its disk and its history are copied:
+a *cut*. From each cut follow a kill and many power cuts, and each of those is recovered for real and
+checked. Some of the recoveries are lives of their own, which are cut at every boundary as well, and
+some go on working before they are.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from tests.storage.history import History, View, settle
+from tests.storage.server import Clock, Server
+from tests.storage.simdisk import Choice, SimDisk, choices
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+Workload = Callable[[Server, "Payloads"], None]
+
+
+class Payloads:
+    """Unique payloads, which sort as they were sent."""
+
+    def __init__(self, rng: random.Random, begin: int) -> None:
+        self._rng = rng
+        self._next = begin
+
+    def __call__(self, size: int = 0) -> bytes:
+        self._next += 1
+        head = b"%08d" % self._next
+        return head + self._rng.randbytes(max(size - len(head), 0))
+
+
+class Cut(NamedTuple):
+    """A moment: the disk and the history at one operation boundary, and what was about to happen."""
+
+    disk: SimDisk
+    history: History
+    operation: int
+    kind: str
+
+
+class Violation(NamedTuple):
+    """``way``: the cuts and choices that lead there, outermost first."""
+
+    way: tuple[str, ...]
+    wrong: list[str]
+
+    def __str__(self) -> str:
+        return f"{' -> '.join(self.way)}: {'; '.join(self.wrong[:3])}"
+
+
+class Depth(NamedTuple):
+    """How much to try. ``enumerate_max``, ``samples``: see ``choices``. ``nested``, ``continued``:
+    one in so many recoveries is cut at each of its own boundaries; and, or, goes on working first."""
+
+    enumerate_max: int
+    samples: int
+    nested: int
+    continued: int
+    lives: int = 3
+
+
+def live(
+    disk: SimDisk, history: History, workload: Workload | None, seed: int
+) -> tuple[list[Cut], Server]:
+    """A life from recovery to the end of its workload, and its cuts."""
+    cuts: list[Cut] = []
+    served: list[Server] = []
+
+    def observe(kind: str) -> None:
+        if served:
+            served[0].note_seen()
+        now = served[0].history if served else history
+        cuts.append(Cut(disk.copy(), now.copy(), disk.operations, kind))
+
+    disk.on_operation = observe
+    server = Server(disk, history)
+    # What this recovery served is from now on kept.
+    server.history = settle(history, server.view())
+    served.append(server)
+    if workload is not None:
+        workload(server, Payloads(random.Random(seed), len(history.sent)))
+    observe("end")
+    disk.on_operation = None
+    return cuts, server
+
+
+class Explorer:
+    """Runs lives and checks what follows their cuts. ``states`` and the like are counts for a report."""
+
+    def __init__(
+        self, depth: Depth, later: Workload, seed: int = 1, *, violations_max: int = 5
+    ) -> None:
+        self.depth = depth
+        self.later = later
+        self.seed = seed
+        self.violations_max = violations_max
+        self.boundaries = 0
+        self.states = 0
+        self.recoveries = 0
+        self.lives = 0
+        self.violations: list[Violation] = []
+        self._views: dict[int, View | str] = {}
+
+    def __str__(self) -> str:
+        return (
+            f"{self.lives} lives, {self.boundaries} boundaries, {self.states} crash states, "
+            f"{self.recoveries} of them distinct and recovered"
+        )
+
+    def run(self, workload: Workload) -> None:
+        """From an empty directory."""
+        self._explore(SimDisk(), History(), workload, (), 1)
+
+    def _explore(
+        self,
+        disk: SimDisk,
+        history: History,
+        workload: Workload | None,
+        way: tuple[str, ...],
+        life: int,
+    ) -> None:
+        self.lives += 1
+        try:
+            cuts, server = live(disk, history, workload, self.seed + life)
+        except Exception as error:
+            self._violated(way, [f"the server broke: {type(error).__name__}: {error}"])
+            return
+        if server.failed is not None:
+            self._violated(way, [f"the server failed: {server.failed}"])
+        self._judge(server.view(), server.history, (*way, "end"), power_cut=True)
+        self.boundaries += len(cuts)
+        for cut in cuts:
+            for choice, left in self._after(cut, life):
+                if len(self.violations) >= self.violations_max:
+                    return
+                here = f"life {life}, operation {cut.operation} ({cut.kind}), "
+                here += "killed" if choice is None else f"mask {choice.mask:b}, {choice.fill.value}"
+                self._recover(cut, left, (*way, here), life, power_cut=choice is not None)
+
+    def _after(self, cut: Cut, life: int) -> Iterator[tuple[Choice | None, SimDisk]]:
+        yield None, cut.disk.killed()
+        depth = self.depth
+        samples = depth.samples if life == 1 else max(depth.samples // 8, 3)
+        limit = depth.enumerate_max if life == 1 else min(depth.enumerate_max, 2)
+        seed = self.seed + 7919 * cut.operation
+        for choice in choices(cut.disk, samples, seed, limit, "logs"):
+            yield choice, cut.disk.crash(choice)
+
+    def _recover(
+        self, cut: Cut, left: SimDisk, way: tuple[str, ...], life: int, *, power_cut: bool
+    ) -> None:
+        self.states += 1
+        # After a kill the cache and the disk differ: such a disk is never equal to another.
+        known = left.fingerprint() if power_cut else None
+        view = self._views.get(known) if known is not None else None
+        if view is None:
+            view = self._recovered(left.copy())
+            if known is not None:
+                self._views[known] = view
+            self.recoveries += 1
+            if life < self.depth.lives and not isinstance(view, str):
+                number = self.recoveries
+                kept = cut.history.after_power_cut() if power_cut else cut.history.copy()
+                if number % self.depth.nested == 0:
+                    self._explore(left.copy(), kept, None, way, life + 1)
+                elif number % self.depth.continued == 1:
+                    self._explore(left.copy(), kept, self.later, way, life + 1)
+        if isinstance(view, str):
+            self._violated(way, [view])
+        else:
+            self._judge(view, cut.history, way, power_cut=power_cut)
+
+    @staticmethod
+    def _recovered(disk: SimDisk) -> View | str:
+        try:
+            server = Server(disk, clock=Clock())
+            if server.failed is not None:
+                return f"writing failed at the start: {server.failed}"
+            return server.view()
+        except Exception as error:
+            return f"not started: {type(error).__name__}: {error}"
+
+    def _judge(
+        self, view: View, history: History, way: tuple[str, ...], *, power_cut: bool
+    ) -> None:
+        if wrong := history.check(view, power_cut=power_cut):
+            self._violated(way, wrong)
+
+    def _violated(self, way: tuple[str, ...], wrong: list[str]) -> None:
+        self.violations.append(Violation(way, wrong))

@@ -1,0 +1,311 @@
+"""The real recovery, broker, driver and journal over a simulated disk, driven synchronously.
+
+What a connection does is done here by hand: requests go to the broker, flights are waited for in
+place, answers go into the history at the moment they are given.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rlog import driver as drivers
+from rlog.driver import Driver, Limits, open_driver
+from rlog.log import Chunk
+from rlog.policy import parse_policy
+from rlog_client import batch, model, protocol
+from rlog_client.errors import RlogError
+from tests.storage.history import Group, History, LogView, Place, View
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from rlog.decisions import Grant
+    from tests.storage.simdisk import SimDisk
+
+FILE_BYTES = 6 * 4096  # of a journal file
+ROLL = 4096
+START_NS = 1_700_000_000_000_000_000
+
+
+class Clock:
+    """Time that moves when told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.ticks = 0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def wall(self) -> int:
+        self.ticks += 1
+        return START_NS + int(self.now * 1e9) + self.ticks
+
+
+class Asker:
+    """A peer: what is answered goes to whoever asked."""
+
+    def __init__(self, name: str = "test:1") -> None:
+        self.name = name
+        self.grants: dict[tuple[int, str], Grant] = {}
+        self.answers: dict[int, protocol.Control] = {}
+        self.payloads: dict[int, bytes] = {}
+        self.waiting: dict[int, Callable[[protocol.Control], None]] = {}
+        self.lost_claims: list[tuple[int, str, int]] = []
+        self._next = 0
+
+    def begin(self, then: Callable[[protocol.Control], None]) -> int:
+        self._next += 1
+        self.waiting[self._next] = then
+        return self._next
+
+    def answer(self, request: int, control: protocol.Control, payload: bytes = b"") -> None:
+        assert request not in self.answers, "answered twice"
+        self.answers[request] = control
+        self.payloads[request] = payload
+        self.waiting.pop(request)(control)
+
+    def answer_later(self, request: int, look: Callable[[], Any]) -> None:
+        found = look()
+        self.answer(request, found.control, found.payload)
+
+    def granted(self, key: tuple[int, str], grant: Grant) -> None:
+        self.grants[key] = grant
+
+    def lost(self, log: int, consumer: str, epoch: int) -> None:
+        self.lost_claims.append((log, consumer, epoch))
+
+
+class Server:
+    """One life of a server on one disk. ``history`` is kept up to date as answers are given."""
+
+    def __init__(
+        self,
+        disk: SimDisk,
+        history: History | None = None,
+        *,
+        file_bytes: int = FILE_BYTES,
+        policy: str = "always",
+        clock: Clock | None = None,
+    ) -> None:
+        self.disk = disk
+        self.history = history if history is not None else History()
+        self.clock = clock or Clock()
+        self.peer = Asker()
+        limits = Limits(parse_policy(policy), journal_file_bytes=file_bytes)
+        self.driver: Driver = open_driver(
+            disk, limits, clock=self.clock.monotonic, wall=self.clock.wall
+        )
+        self.ids: dict[str, int] = {
+            log.name: log.id for log in self.driver.broker.books.state.logs.values()
+        }
+        self._fly(self.driver.open())
+        self.note_seen()
+
+    # --- driving ------------------------------------------------------------------------------
+
+    def _fly(self, flight: drivers.Flight | None) -> None:
+        if flight is not None:
+            self.driver.finish(flight, self.driver.journal.wait(flight.number))
+
+    def pump(self) -> None:
+        """Until nothing is under way."""
+        while (flight := self.driver.begin()) is not None:
+            self._fly(flight)
+            self.note_seen()
+        self.note_seen()
+
+    def ask(
+        self,
+        control: protocol.Control,
+        then: Callable[[protocol.Control], None] = lambda _control: None,
+        produced: bytes = b"",
+        body: bytes = b"",
+    ) -> int:
+        """Submit a request, undecided until ``pump``."""
+        request = self.peer.begin(then)
+        waiting = _waiting(self.peer, request, control, produced, body)
+        self.driver.broker.submit(waiting)
+        return request
+
+    def call(self, control: protocol.Control) -> protocol.Control:
+        """Submit a request and wait for its answer."""
+        request = self.ask(control)
+        self.pump()
+        return self.peer.answers[request]
+
+    def sleep(self, seconds: float) -> None:
+        """Let time pass, and do what is due."""
+        end = self.clock.now + seconds
+        while (due := self.driver.deadline()) is not None and due <= end:
+            self.clock.now = max(due, self.clock.now)
+            self.pump()
+        self.clock.now = end
+        self.pump()
+
+    @property
+    def failed(self) -> str | None:
+        return self.driver.broker.books.failed
+
+    # --- requests, and what they leave in the history ---------------------------------------------
+
+    def create(self, name: str, **options: Any) -> None:
+        self.history.asked.add(name)
+        answer = self.call(protocol.OpenLog(name, True, options))
+        if isinstance(answer, protocol.LogReply):
+            self.ids[name] = answer.info.id
+            self.history.created.add(name)
+
+    def append(self, log: str, *payloads: bytes) -> int:
+        """Submit one batch; ``pump`` does the rest."""
+        for payload in payloads:
+            assert payload not in self.history.sent, "every payload is unique"
+            self.history.sent[payload] = log
+
+        def then(control: protocol.Control) -> None:
+            if not isinstance(control, protocol.Appended):
+                return
+            book = self.history.synced if control.synced else self.history.written
+            for offset, payload in enumerate(payloads, control.first):
+                book[Place(log, offset)] = payload
+                self.history.written[Place(log, offset)] = payload
+
+        produced = bytes(batch.encode(list(payloads)))
+        return self.ask(
+            protocol.Append(self.ids[log]),
+            then,
+            produced[: batch.HEADER_BYTES],
+            produced[batch.HEADER_BYTES :],
+        )
+
+    def frame(
+        self,
+        appends: Sequence[tuple[str, bytes]],
+        commits: Sequence[tuple[str, str, int]] = (),
+    ) -> list[protocol.Control | None]:
+        """Appends and commits that are decided together, into one frame."""
+        self.history.groups.append(Group(tuple(appends), tuple(commits)))
+        requests = [self.append(log, payload) for log, payload in appends]
+        requests += [self.commit(*commit, pump=False) for commit in commits]
+        self.pump()
+        return [self.peer.answers.get(request) for request in requests]
+
+    def batch(self, log: str, *payloads: bytes) -> protocol.Control | None:
+        self.history.groups.append(Group(tuple((log, payload) for payload in payloads)))
+        request = self.append(log, *payloads)
+        self.pump()
+        return self.peer.answers.get(request)
+
+    def claim(self, log: str, consumer: str) -> None:
+        answer = self.call(
+            protocol.Claim(self.ids[log], consumer, model.OLDEST, b"0123456789abcdef")
+        )
+        if isinstance(answer, protocol.Claimed):
+            self.history.epochs[log, consumer] = answer.epoch
+            self.history.commits_synced.setdefault((log, consumer), answer.committed)
+
+    def commit(self, log: str, consumer: str, offset: int, *, pump: bool = True) -> int:
+        key = (self.ids[log], consumer)
+        grant = self.peer.grants[key]
+        grant.delivered = max(grant.delivered, offset)  # what a connection does when it sends
+        name = (log, consumer)
+        self.history.commits_asked[name] = max(self.history.commits_asked.get(name, 0), offset)
+
+        def then(control: protocol.Control) -> None:
+            if isinstance(control, protocol.Committed):
+                books = [self.history.commits_written]
+                if control.synced:
+                    books.append(self.history.commits_synced)
+                for book in books:
+                    book[name] = max(book.get(name, 0), offset)
+
+        request = self.ask(protocol.CommitCursor(*key, grant.epoch, offset), then)
+        if pump:
+            self.pump()
+        return request
+
+    def trim(self, log: str, before: int) -> None:
+        asked = self.history.trim_asked
+        asked[log] = max(asked.get(log, 0), before)
+        answer = self.call(protocol.TrimLog(self.ids[log], model.offset(before)))
+        if isinstance(answer, protocol.Place):
+            self.history.trim_done[log] = answer.offset
+
+    def delete(self, log: str) -> None:
+        self.history.deletion_asked.add(log)
+        if isinstance(self.call(protocol.DeleteLog(self.ids[log])), protocol.Done):
+            self.history.deleted.add(log)
+
+    def checkpoint(self) -> None:
+        self.driver.checkpoint()
+        self.note_seen()
+
+    # --- looking ------------------------------------------------------------------------------
+
+    def note_seen(self) -> None:
+        """What a consumer can see now must be there for ever, but under ``never``."""
+        books = self.driver.broker.books
+        for log in books.state.logs.values():
+            if log.id not in books.visible or books.policy_of(log).visible_unsynced:
+                continue
+            end = books.visible[log.id].end
+            for offset in range(end - 1, log.first - 1, -1):
+                place = Place(log.name, offset)
+                if place in self.history.seen:
+                    break
+                if place in self.history.written:
+                    self.history.seen[place] = self.history.written[place]
+
+    def view(self) -> View:
+        """Everything that is served, read as a reader reads it."""
+        return view_of(self.driver)
+
+
+def _waiting(
+    peer: Asker, request: int, control: protocol.Control, produced: bytes, body: bytes
+) -> Any:
+    from rlog.decisions import Waiting
+
+    return Waiting(peer, request, control, produced, body)
+
+
+def view_of(driver: Driver) -> View:
+    books = driver.broker.books
+    logs = {}
+    for log in books.state.logs.values():
+        records: list[bytes | None] = []
+        offset = log.first
+        end = books.visible[log.id].end
+        while offset < end:
+            extent = books.extent(log, offset)
+            try:
+                found = books.files[log.id].read(extent, None, offset, 1 << 20, wait=True)
+            except (OSError, RlogError):
+                found = None
+            if not isinstance(found, Chunk):
+                until = found.end if found is not None else extent.end
+                records += [None] * (min(until, end) - offset)
+                offset = until
+                continue
+            records += records_of(found, offset, end)
+            offset = found.next
+        cursors = {name: (c.committed, c.epoch) for name, c in log.cursors.items()}
+        logs[log.name] = LogView(log.first, end, records, cursors)
+    return View(logs)
+
+
+def records_of(chunk: Chunk, offset: int, end: int) -> list[bytes | None]:
+    """The payloads of a chunk from ``offset`` on, checked as a client checks them."""
+    records: list[bytes | None] = []
+    position = 0
+    while position < len(chunk.data):
+        header = batch.parse_header(chunk.data, position)
+        body = chunk.data[position + batch.HEADER_BYTES : position + header.bytes]
+        skip = max(offset - header.base, 0)
+        try:
+            values: Sequence[bytes | None] = batch.decode(header, body).values
+        except batch.InvalidBatch:
+            values = [None] * header.count
+        records += values[skip : end - header.base]
+        position += header.bytes
+    return records

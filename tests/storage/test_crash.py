@@ -1,0 +1,40 @@
+"""Promises 1, 3, 9, 14, 17, 18: whatever a crash leaves, what was acknowledged is there.
+
+The real recovery, broker, driver and journal over a simulated disk, cut at every operation boundary.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.storage.explore import Depth, Explorer, Workload
+from tests.storage.workloads import everything, later, periodic
+
+CI = Depth(enumerate_max=5, samples=40, nested=150, continued=150, lives=3)
+LONG = Depth(enumerate_max=10, samples=1000, nested=200, continued=200, lives=4)
+
+
+def explored(workload: Workload, depth: Depth, capsys: pytest.CaptureFixture[str]) -> Explorer:
+    explorer = Explorer(depth, later)
+    explorer.run(workload)
+    with capsys.disabled():
+        print(f"\n{workload.__name__}: {explorer}")
+    return explorer
+
+
+@pytest.mark.parametrize("workload", [everything, periodic])
+def test_after_any_crash_what_was_acknowledged_is_there(
+    workload: Workload, capsys: pytest.CaptureFixture[str]
+) -> None:
+    explorer = explored(workload, CI, capsys)
+    assert not explorer.violations, "\n".join(map(str, explorer.violations))
+    assert explorer.states > 10_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workload", [everything, periodic])
+def test_after_any_crash_what_was_acknowledged_is_there_tried_longer(
+    workload: Workload, capsys: pytest.CaptureFixture[str]
+) -> None:
+    explorer = explored(workload, LONG, capsys)
+    assert not explorer.violations, "\n".join(map(str, explorer.violations))

@@ -1,0 +1,67 @@
+"""An index says where to begin walking: never behind what is looked for, and a hint only."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlog.index import SPACING, Index
+from rlog_client.batch import Header
+
+
+def header(base: int, count: int, size: int, time_ns: int) -> Header:
+    return Header(count, size - 80, 1, 0, 0, 0, 0, 1, base, time_ns)
+
+
+batches = st.lists(
+    st.tuples(st.integers(1, 50), st.integers(100, 3 * SPACING), st.integers(0, 100)), max_size=40
+)
+
+
+def built(sizes: list[tuple[int, int, int]], base: int) -> tuple[Index, list[tuple[int, Header]]]:
+    index, found, position = Index(base), [], 0
+    for count, size, time_ns in sizes:
+        found.append((position, header(base, count, size, time_ns)))
+        index.add(*found[-1])
+        position += size
+        base += count
+    return index, found
+
+
+@given(batches, st.integers(0, 10**6))
+def test_an_offset_is_never_behind_its_entry(sizes: list[tuple[int, int, int]], base: int) -> None:
+    index, found = built(sizes, base)
+    places = {(each.base, position) for position, each in found}
+    for position, each in found:
+        for offset in {each.base, each.end - 1}:
+            start, at = index.at_offset(offset)
+            assert (start, at) in places, "an entry is a batch's begin"
+            assert start <= offset
+            assert position - at < SPACING, "and a short walk away"
+
+
+@given(batches, st.integers(0, 101))
+def test_nothing_as_young_as_a_time_lies_before_its_entry(
+    sizes: list[tuple[int, int, int]], time_ns: int
+) -> None:
+    index, found = built(sizes, 7)
+    start, at = index.at_time(time_ns)
+    for position, each in found:
+        if position < at:
+            assert each.time_ns < time_ns
+    assert (start, at) in {(each.base, position) for position, each in found} or not found
+
+
+def test_an_empty_index_begins_at_the_base() -> None:
+    assert Index(42).at_offset(99) == (42, 0)
+    assert Index(42).at_time(99) == (42, 0)
+
+
+@given(batches)
+def test_an_index_knows_how_far_it_is_built(sizes: list[tuple[int, int, int]]) -> None:
+    index, found = built(sizes, 5)
+    if found:
+        position, last = found[-1]
+        assert (index.end, index.position) == (last.end, position + last.bytes)
+    else:
+        assert (index.end, index.position) == (5, 0)

@@ -1,0 +1,289 @@
+"""One log's files: what was laid out is read back, and reading never gives more than that."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlog.files import PAGE
+from rlog.log import RESERVE_MIN, Chunk, Handles, LogFiles
+from rlog.segment import Damage, Extent, path
+from rlog.state import Place
+from rlog_client.batch import HEADER_BYTES, check_body, parse_header
+from tests.storage.build import batch_of, flip
+from tests.storage.simdisk import SimDisk
+
+ROLL = 1 << 20
+
+
+class Laid:
+    """A log of some batches in one segment, and where they are."""
+
+    def __init__(self, sizes: list[int], *, count: int = 2, base: int = 0) -> None:
+        self.disk = SimDisk()
+        self.disk.make_directory("logs")
+        self.files = LogFiles(Handles(self.disk), 1)
+        self.files.make()
+        self.batches: list[bytes] = []
+        self.places: list[Place] = []
+        self.base, self.count = base, count
+        for size in sizes:
+            self.append(size)
+
+    @property
+    def length(self) -> int:
+        return sum(map(len, self.batches))
+
+    @property
+    def extent(self) -> Extent:
+        return Extent(1, self.base, self.base + self.count * len(self.batches), self.length)
+
+    def append(self, size: int) -> None:
+        values = [bytes([65 + len(self.batches) % 26]) * size] * self.count
+        raw = batch_of(values, base=self.extent.end, time_ns=100 * len(self.batches))
+        place = Place(1, self.base, self.length, not self.batches)
+        self.files.reserve(place, len(raw), ROLL)
+        self.files.write(place, [raw[:HEADER_BYTES], raw[HEADER_BYTES:]], len(raw))
+        self.places.append(place)
+        self.batches.append(raw)
+
+    def read(
+        self, offset: int, bytes_max: int = 1, *, position: int | None = None, wait: bool = True
+    ) -> Chunk | Damage | None:
+        return self.files.read(self.extent, position, offset, bytes_max, wait=wait)
+
+    def damage(self, position: int) -> None:
+        name = path(1, self.base)
+        self.disk.replace(name, flip(self.disk.contents(name), position))
+
+
+def test_every_offset_is_read_from_the_batch_that_holds_it() -> None:
+    laid = Laid([10, 200, 3000, 1], base=40)
+    for index, raw in enumerate(laid.batches):
+        for offset in (40 + 2 * index, 41 + 2 * index):
+            chunk = laid.read(offset)
+            assert isinstance(chunk, Chunk)
+            assert bytes(chunk.data) == raw
+            assert chunk.next == 42 + 2 * index
+            assert chunk.position == laid.places[index].position
+
+
+def test_a_chunk_is_whole_batches_of_about_the_size_asked_for() -> None:
+    laid = Laid([100] * 20)
+    size = len(laid.batches[0])
+    for wanted in range(1, 5 * size, 7):
+        chunk = laid.read(0, wanted)
+        assert isinstance(chunk, Chunk)
+        assert len(chunk.data) == max(wanted // size, 1) * size
+        assert chunk.next == max(wanted // size, 1) * 2
+
+
+def test_a_read_goes_on_where_the_last_one_ended() -> None:
+    laid = Laid([50, 5000, 1, 700, 90_000, 3])
+    offset, position, got = 0, 0, b""
+    while offset < laid.extent.end:
+        chunk = laid.read(offset, 1000, position=position)
+        assert isinstance(chunk, Chunk)
+        assert chunk.position == position
+        got += chunk.data
+        offset, position = chunk.next, position + len(chunk.data)
+    assert got == b"".join(laid.batches)
+
+
+def test_nothing_behind_the_visible_end_is_read() -> None:
+    laid = Laid([100] * 5)
+    seen = laid.extent
+    laid.append(100)
+    laid.append(100)
+    chunk = laid.files.read(seen, None, 0, 1 << 20, wait=True)
+    assert isinstance(chunk, Chunk)
+    assert bytes(chunk.data) == b"".join(laid.batches[:5])
+    assert chunk.next == seen.end
+
+
+def test_a_cold_read_is_refused_rather_than_waited_for() -> None:
+    laid = Laid([100] * 3)
+    assert isinstance(laid.read(0, wait=False), Chunk)
+    laid.disk.cold = True
+    assert laid.read(0, wait=False) is None
+    assert isinstance(laid.read(0, wait=True), Chunk)
+
+
+def test_a_damaged_header_is_an_error_with_its_address_and_the_rest_goes_on() -> None:
+    laid = Laid([100, 100, 100])
+    begin = laid.places[1].position
+    for byte in range(HEADER_BYTES):
+        laid = Laid([100, 100, 100])
+        laid.damage(begin + byte)
+        before = laid.read(0, 1 << 20)
+        assert isinstance(before, Chunk)
+        assert before.next == 2
+        for position in (begin, None):
+            found = laid.read(2, 1 << 20, position=position)
+            assert isinstance(found, Damage)
+            assert (found.first, found.end, found.position) == (2, 4, begin)
+        behind = laid.read(4)
+        assert isinstance(behind, Chunk)
+        assert bytes(behind.data) == laid.batches[2]
+
+
+def test_in_the_middle_of_a_damaged_batch_the_damage_begins_where_it_was_asked_for() -> None:
+    laid = Laid([100, 100, 100])
+    laid.damage(laid.places[1].position + 20)
+    found = laid.read(3)
+    assert isinstance(found, Damage)
+    assert (found.first, found.end) == (3, 4)
+
+
+def test_a_segment_truncated_at_every_byte_serves_what_is_whole_and_names_the_rest() -> None:
+    sizes = [10, 30, 5]
+    whole = Laid(sizes)
+    for length in range(whole.length):
+        laid = Laid(sizes)
+        name = path(1, 0)
+        laid.disk.replace(name, laid.disk.contents(name)[:length])
+        offset, served = 0, []
+        while offset < laid.extent.end:
+            found = laid.read(offset)
+            if isinstance(found, Chunk):
+                header = parse_header(found.data)
+                check_body(header, found.data[HEADER_BYTES : header.bytes])
+                served.append(header.base)
+                offset = found.next
+            else:
+                assert isinstance(found, Damage)
+                assert found.first == offset < found.end
+                offset = found.end
+        ends = [sum(map(len, whole.batches[: index + 1])) for index in range(3)]
+        assert served == [2 * index for index in range(3) if ends[index] <= length]
+
+
+def test_a_lost_segment_is_an_error_of_the_disk() -> None:
+    laid = Laid([10])
+    laid.disk.unlink(path(1, 0))
+    laid.files._handles.drop(1, 0)
+    with pytest.raises(FileNotFoundError):
+        laid.read(0)
+
+
+def test_a_read_error_is_the_readers_and_not_hidden() -> None:
+    laid = Laid([10])
+    laid.disk.fail("read", laid.disk.calls["read"] + 1)
+    with pytest.raises(OSError, match="read failed"):
+        laid.read(0)
+    assert isinstance(laid.read(0), Chunk)
+
+
+def test_the_first_record_at_or_after_a_time_is_found() -> None:
+    laid = Laid([5000] * 40)  # times 0, 100, 200, ...
+    for _again in range(2):
+        for index in range(40):
+            assert laid.files.find_time(laid.extent, 100 * index) == 2 * index
+            assert laid.files.find_time(laid.extent, 100 * index - 50) == 2 * index
+        assert laid.files.find_time(laid.extent, 100_000) == laid.extent.end
+
+
+@given(st.permutations(range(12)), st.lists(st.integers(1, 30_000), min_size=12, max_size=12))
+def test_in_whatever_order_offsets_are_asked_for_the_answers_are_the_same(
+    order: list[int], sizes: list[int]
+) -> None:
+    laid = Laid(sizes)
+    for index in order:
+        chunk = laid.read(2 * index + index % 2)
+        assert isinstance(chunk, Chunk)
+        assert chunk.position == laid.places[index].position
+        assert bytes(chunk.data) == laid.batches[index]
+
+
+def test_writing_never_needs_space_that_was_not_reserved() -> None:
+    laid = Laid([100])
+    place = Place(1, 0, laid.length, False)
+    raw = batch_of([b"x" * 3000] * 2, base=2)
+    laid.files.reserve(place, len(raw), ROLL)
+    laid.disk.free = 0
+    laid.files.write(place, [raw], len(raw))
+
+
+def test_without_space_a_reservation_fails_and_a_later_one_succeeds() -> None:
+    laid = Laid([100])
+    laid.disk.free = 2
+    place = Place(1, 0, laid.length, False)
+    with pytest.raises(OSError) as caught:  # noqa: PT011
+        laid.files.reserve(place, 2 * RESERVE_MIN, ROLL)
+    assert caught.value.errno == errno.ENOSPC
+    new = Place(1, 2, 0, True)
+    with pytest.raises(OSError):  # noqa: PT011
+        laid.files.reserve(new, 2 * RESERVE_MIN, ROLL)
+    laid.disk.free = 1000
+    laid.files.reserve(place, 2 * RESERVE_MIN, ROLL)
+    laid.files.reserve(new, 2 * RESERVE_MIN, ROLL)
+
+
+def test_a_rolled_segment_is_cut_to_its_length() -> None:
+    laid = Laid([100, 100])
+    assert len(laid.disk.contents(path(1, 0))) > laid.length
+    raw = batch_of([b"n"], base=4)
+    laid.files.reserve(Place(1, 4, 0, True), len(raw), ROLL)
+    laid.files.write(Place(1, 4, 0, True), [raw], len(raw))
+    assert laid.disk.contents(path(1, 0)) == b"".join(laid.batches)
+
+
+def test_what_a_checkpoint_has_to_sync_is_told_once() -> None:
+    laid = Laid([100])
+    files, names = laid.files.take_dirty()
+    assert (len(files), names) == (1, True)
+    assert laid.files.take_dirty() == ([], False)
+    laid.append(10)
+    assert laid.files.dirty == 1
+
+
+def test_a_trim_removes_the_files_and_an_open_reader_keeps_its_own() -> None:
+    laid = Laid([100])
+    chunk = laid.read(0)
+    assert isinstance(chunk, Chunk)
+    laid.files.trim([0])
+    assert laid.disk.paths() == []
+    assert bytes(chunk.data) == laid.batches[0]
+    raw = batch_of([b"n"], base=2)
+    laid.files.reserve(Place(1, 2, 0, True), len(raw), ROLL)
+    laid.files.write(Place(1, 2, 0, True), [raw], len(raw))
+    got = laid.files.read(Extent(1, 2, 3, len(raw)), None, 2, 1, wait=True)
+    assert isinstance(got, Chunk)
+
+
+def test_a_deleted_log_leaves_nothing() -> None:
+    laid = Laid([100])
+    laid.files.delete()
+    assert laid.disk.names("logs") == []
+
+
+def test_a_segment_is_put_back_page_by_page_and_cut() -> None:
+    laid = Laid([3000, 3000])
+    want = b"".join(laid.batches)
+    disk, name = laid.disk, path(1, 0)
+    disk.replace(name, b"\xff" * (len(want) + 3 * PAGE))
+    again = LogFiles(Handles(disk), 1)
+    again.restore(0, 0, [want[:5000]])
+    again.restore(0, 5000, [want[5000:6000], want[6000:]])
+    again.cut(0, len(want))
+    assert disk.contents(name) == want
+    again.adopt(0, len(want))
+    assert again.dirty == 1
+    raw = batch_of([b"more"], base=4)
+    again.reserve(Place(1, 0, len(want), False), len(raw), ROLL)
+    again.write(Place(1, 0, len(want), False), [raw], len(raw))
+    assert disk.contents(name)[: len(want) + len(raw)] == want + raw
+
+
+def test_a_lost_segment_is_put_back_from_nothing() -> None:
+    laid = Laid([100])
+    laid.disk.unlink(path(1, 0))
+    again = LogFiles(Handles(laid.disk), 1)
+    again.restore(0, 0, [laid.batches[0]])
+    again.cut(0, laid.length)
+    files, names = again.take_dirty()
+    assert (len(files), names) == (1, True)
+    assert laid.disk.contents(path(1, 0)) == laid.batches[0]

@@ -1,0 +1,196 @@
+"""A walk through a segment gives every sound batch at its offset, and names what it cannot give."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlog.segment import Damage, Extent, Found, base_of, path, walk
+from rlog_client.batch import HEADER_BYTES, MAGIC
+from tests.storage.build import batch_of, flip, segment_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+BATCHES = [[b"a" * 10], [b"b", b"bb", b"bbb"], [b"c" * 300], [b"d"] * 7]
+DATA, EXTENT = segment_of(BATCHES, base=100)
+ENDS = [101, 104, 105, 112]
+
+
+def reader(data: bytes) -> Callable[[int, int], bytes]:
+    return lambda position, count: data[position : position + count]
+
+
+def walked(data: bytes, extent: Extent = EXTENT, *at: int) -> list[Found | Damage]:
+    return list(walk(reader(data), extent, *at))
+
+
+def sound(found: Sequence[Found | Damage]) -> list[int]:
+    """The bases of the batches that were found."""
+    return [each.header.base for each in found if isinstance(each, Found)]
+
+
+def covered(found: Sequence[Found | Damage], extent: Extent) -> bool:
+    """Every offset is either in a batch or named as damaged, in order, once."""
+    expected = extent.base
+    for each in found:
+        begin, end = (
+            (each.header.base, each.header.end) if isinstance(each, Found) else (each.first, each.end)
+        )
+        if begin != expected or end <= begin:
+            return False
+        expected = end
+    return expected == extent.end
+
+
+PLACES = [each.position for each in walked(DATA)]
+
+
+def test_a_whole_segment_is_walked_batch_by_batch() -> None:
+    found = walked(DATA)
+    assert sound(found) == [100, 101, 104, 105]
+    assert covered(found, EXTENT)
+    assert [each.position for each in found] == PLACES
+
+
+def test_a_walk_begins_at_any_batch() -> None:
+    for index, position in enumerate(PLACES):
+        offset = EXTENT.base if index == 0 else ENDS[index - 1]
+        assert walked(DATA, EXTENT, position, offset) == walked(DATA)[index:]
+
+
+def test_nothing_behind_the_extent_is_walked() -> None:
+    more = DATA + batch_of([b"later"], base=112)
+    assert walked(more) == walked(DATA)
+
+
+def test_an_empty_segment_has_nothing() -> None:
+    assert walked(b"", Extent(1, 5, 5, 0)) == []
+
+
+def test_every_flipped_bit_of_a_header_costs_that_batch_and_no_other() -> None:
+    for index, begin in enumerate(PLACES):
+        for position in range(begin, begin + HEADER_BYTES):
+            found = walked(flip(DATA, position, position % 8))
+            damage = [each for each in found if isinstance(each, Damage)]
+            assert covered(found, EXTENT)
+            assert len(damage) == 1
+            assert damage[0].position == begin
+            assert damage[0].end == ENDS[index]
+            assert len(sound(found)) == len(BATCHES) - 1
+
+
+def test_a_flipped_bit_of_a_body_is_not_the_walks_business() -> None:
+    bodies = set(range(len(DATA))) - {
+        position for begin in PLACES for position in range(begin, begin + HEADER_BYTES)
+    }
+    for position in bodies:
+        assert walked(flip(DATA, position)) == walked(DATA)
+
+
+def test_truncated_at_every_byte_the_lost_offsets_are_named() -> None:
+    for length in range(len(DATA)):
+        found = walked(DATA[:length])
+        assert covered(found, EXTENT)
+        # A header that is whole is found; that its body is cut is seen by whoever checks the body.
+        whole = sum(begin + HEADER_BYTES <= length for begin in PLACES)
+        assert sound(found) == [100, 101, 104, 105][:whole]
+
+
+def test_zeroed_from_every_byte_on_the_lost_offsets_are_named() -> None:
+    for position in range(len(DATA)):
+        found = walked(DATA[:position] + bytes(len(DATA) - position))
+        assert covered(found, EXTENT)
+        whole = sum(begin + HEADER_BYTES <= position for begin in PLACES)
+        assert len(sound(found)) <= whole + (whole < len(PLACES))
+
+
+def test_a_batch_of_another_log_is_damage() -> None:
+    stranger = batch_of([b"a" * 10], log=2, base=100)
+    found = walked(stranger + DATA[len(stranger) :])
+    assert isinstance(found[0], Damage)
+    assert "log 2" in found[0].reason
+    assert sound(found) == [101, 104, 105]
+
+
+def test_a_batch_at_the_wrong_place_is_damage() -> None:
+    """A misdirected write: the sound bytes of a neighbour."""
+    swapped = batch_of([b"x" * 10], base=105) + DATA[PLACES[1] :]
+    found = walked(swapped)
+    assert isinstance(found[0], Damage)
+    assert (found[0].first, found[0].end) == (100, 101)
+    assert covered(found, EXTENT)
+
+
+def test_a_batch_that_reaches_beyond_the_segment_is_damage() -> None:
+    extent = EXTENT._replace(length=len(DATA) - 1)
+    found = walked(DATA, extent)
+    assert isinstance(found[-1], Damage)
+    assert (found[-1].first, found[-1].end) == (105, 112)
+    found = walked(DATA, EXTENT._replace(end=110))
+    assert isinstance(found[-1], Damage)
+    assert (found[-1].first, found[-1].end) == (105, 110)
+
+
+FORGERIES = {
+    "the next offset": lambda: batch_of([b"forged"], base=102),
+    "a far offset": lambda: batch_of([b"forged"], base=105),
+    "an old offset": lambda: batch_of([b"forged"], base=3),
+    "the damaged offset": lambda: batch_of([b"forged"], base=101),
+    "another log": lambda: batch_of([b"forged"], log=9, base=102),
+    "a copy of this segment": lambda: DATA,
+    "a chain of two": lambda: segment_of([[b"f"], [b"g"]], base=102)[0],
+    "a chain of many": lambda: segment_of([[b"f"]] * 20, base=102)[0],
+    "the last offsets": lambda: batch_of([b"d"] * 7, base=124),
+    "only the magic": lambda: MAGIC * 100,
+}
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+@pytest.mark.parametrize("flipped", [0, 4, 12, 48, 79])
+def test_a_header_forged_in_a_body_is_never_taken_for_a_batch(name: str, flipped: int) -> None:
+    """The one header that could tell body from batch is damaged; what its body holds is not served."""
+    forged = FORGERIES[name]()
+    data, extent = segment_of([[b"a"], [b"<" + forged + b">"] + [b"x"] * 22, [b"z"]], base=100)
+    begin = len(batch_of([b"a"], base=100))
+    assert sound(walked(data, extent)) == [100, 101, 124]
+    found = walked(flip(data, begin + flipped), extent)
+    assert covered(found, extent)
+    assert sound(found) == [100, 124]
+
+
+def test_the_batch_behind_damage_is_found_across_windows() -> None:
+    """A body larger than what is read at once, whose successor's header lies across the seam."""
+    for size in range(256 * 1024 - 200, 256 * 1024, 37):
+        data, extent = segment_of([[b"a"], [b"\0" * size], [b"z"]])
+        begin = len(batch_of([b"a"]))
+        assert sound(walked(flip(data, begin), extent)) == [0, 2]
+
+
+@given(
+    st.lists(st.lists(st.binary(max_size=40), min_size=1, max_size=4), min_size=1, max_size=8),
+    st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=6),
+)
+def test_whatever_is_damaged_every_offset_is_accounted_for(
+    batches: list[list[bytes]], changes: list[tuple[int, int]]
+) -> None:
+    data, extent = segment_of(batches)
+    whole = {each.header.base: each for each in walked(data, extent) if isinstance(each, Found)}
+    changed = bytearray(data)
+    for position, byte in changes:
+        changed[position % len(data)] = byte
+    found = walked(bytes(changed), extent)
+    assert covered(found, extent)
+    for each in found:
+        if isinstance(each, Found):
+            assert whole[each.header.base] == each
+
+
+def test_a_segments_name_is_its_base() -> None:
+    assert path(7, 123) == "logs/7/00000000000000000123.seg"
+    assert base_of("00000000000000000123.seg") == 123
+    for name in ("123.seg", "00000000000000000123", "00000000000000000123.tmp", "x" * 20 + ".seg", ""):
+        assert base_of(name) is None

@@ -1,0 +1,85 @@
+"""What the servers of the crash tests are asked to do. Small pages, small files: much happens."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tests.storage.explore import Payloads
+    from tests.storage.server import Server
+
+ROLL = 4096
+
+
+def everything(server: Server, payload: Payloads) -> None:
+    """Two logs of different policies; rolls, claims, commits, a trim, a deletion, two checkpoints."""
+    server.create("a", sync="always", file_roll_size=ROLL)
+    server.create("n", sync="never", file_roll_size=ROLL)
+    server.batch("a", payload(100), payload(), payload(10))
+    server.batch("n", payload(900))
+    server.claim("a", "c")
+    server.batch("n", payload(), payload(1500))
+    server.frame([("a", payload(500)), ("n", payload(300)), ("a", payload())], [("a", "c", 3)])
+    server.batch("a", payload(3600))
+    server.claim("n", "g")
+    server.batch("n", payload(700))
+    server.commit("n", "g", 2)
+    server.checkpoint()
+    server.batch("a", payload(1200))
+    server.batch("n", payload(200))
+    server.batch("a", payload(4500))  # larger than a segment: alone in its file
+    server.create("d", sync="always", file_roll_size=ROLL)
+    server.frame([("d", payload(600)), ("a", payload(60))], [("a", "c", 6)])
+    server.trim("a", 6)
+    server.batch("n", payload(3000))
+    server.batch("d", payload(2000))
+    server.checkpoint()
+    server.batch("n", payload(1300))
+    server.batch("a", payload(800))
+    server.delete("d")
+    server.batch("n", payload(100))
+    server.commit("n", "g", 5)
+    server.batch("a", payload(2500))
+    server.sleep(1.5)
+    server.batch("n", payload(2800))
+    server.batch("n", payload(2800))
+    server.batch("n", payload(2800))
+    server.batch("n", payload(1000))
+    server.trim("n", 7)
+    server.checkpoint()
+    server.batch("n", payload(50))
+    server.batch("a", payload(3000))
+    server.frame([("n", payload(2000)), ("a", payload(2000))], [("n", "g", 8)])
+
+
+def periodic(server: Server, payload: Payloads) -> None:
+    """A log that is synced every now and then, beside one that always is."""
+    server.create("p", sync="periodic:1s", file_roll_size=ROLL)
+    server.create("a", sync="always", file_roll_size=2 * ROLL)
+    server.claim("p", "c")
+    for step in range(6):
+        server.batch("p", payload(400 * step), payload())
+        server.frame([("p", payload(30)), ("p", payload(900))], [("p", "c", 2 * step)])
+        if step % 2:
+            server.sleep(1.2)
+        if step == 3:
+            server.batch("a", payload(1700), payload(300))
+            server.checkpoint()
+    server.trim("p", 8)
+    server.checkpoint()
+    server.batch("p", payload(2000))
+    server.batch("a", payload(10))
+
+
+def later(server: Server, payload: Payloads) -> None:
+    """What a recovered server goes on with, whatever it found."""
+    logs = sorted(server.ids)
+    for log in logs:
+        server.batch(log, payload(700), payload(20))
+    if not logs:
+        server.create("z", sync="always", file_roll_size=ROLL)
+        logs = ["z"]
+    server.checkpoint()
+    for log in logs:
+        server.batch(log, payload(1500))
+    server.frame([(log, payload(200)) for log in logs])
