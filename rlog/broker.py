@@ -4,7 +4,8 @@ One frame is under way at a time. What arrives meanwhile waits, undecided, and i
 order into the next frame. So a claim, a fence or an expectation is judged at one moment, and what
 a frame holds is true together::
 
-    submit ... -> decide -> frame -> (the driver: append, sync) -> settle: answers, layout, visible end
+    submit ... -> decide -> frame -> (the driver: append, sync) -> settle: answers, layout, visible
+    end
 
 Nothing that cannot be undone (an unlink, a grant, an answer) happens before its frame is as durable
 as the policy of its log says.
@@ -45,7 +46,10 @@ class Reply(NamedTuple):
 
 
 class Decided(NamedTuple):
-    """One frame's worth of decisions. ``frame`` None: nothing is to be stored. ``sync``: at once."""
+    """One frame's worth of decisions.
+
+    ``frame`` None: nothing is to be stored. ``sync``: at once.
+    """
 
     frame: Frame | None
     sync: bool
@@ -114,7 +118,8 @@ class Broker:
     # --- effects ------------------------------------------------------------------------------
 
     def settle(self, decided: Decided, *, synced: bool, now: float) -> None:
-        """The frame is in the journal, and ``synced`` or not: answer, lay out, raise the visible end.
+        """The frame is in the journal, and ``synced`` or not: answer, lay out, raise the visible
+        end.
 
         Raises OSError if the layout fails: writing is over then, but no answer is taken back.
         """
@@ -150,7 +155,9 @@ class Broker:
             self._unsynced_bytes[place.log] = self._unsynced_bytes.get(place.log, 0) + size
 
     def _raise_unsynced(self, decided: Decided, now: float) -> None:
-        """Nothing was synced: some see their records all the same, others wait for a sync that is now due."""
+        """Nothing was synced: some see their records all the same, others wait for a sync that is
+        now due.
+        """
         for log_id in {layout.place.log for layout in decided.layouts}:
             log = self.books.state.logs.get(log_id)
             if log is None or log_id not in self.books.visible:

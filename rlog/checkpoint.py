@@ -120,14 +120,17 @@ def write(files: Files, number: int, raw: bytes) -> bool:
     file.sync()
     files.rename(_TEMPORARY, name_of(number))
     files.sync_directory("")
-    # Two stay: should the newest be found damaged, the one before it and the journal since still do.
+    # Two stay: should the newest be found damaged, the one before it and the journal since still
+    # do.
     for name in names(files)[:-2]:
         files.unlink(name)
     return True
 
 
 def _reserve_temporary(files: Files, size: int) -> File | None:
-    """The temporary file with its space, so that neither its write nor its sync can run out of it."""
+    """The temporary file with its space, so that neither its write nor its sync can run out of
+    it.
+    """
     if _TEMPORARY in files.names(""):
         files.unlink(_TEMPORARY)
     try:

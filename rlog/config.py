@@ -16,7 +16,10 @@ BACKLOG: Final = 1024
 
 
 class Listen:
-    """An address to listen at: ``HOST:PORT``, ``[IPV6]:PORT``, or ``unix:PATH``. ValueError for others."""
+    """An address to listen at: ``HOST:PORT``, ``[IPV6]:PORT``, or ``unix:PATH``.
+
+    ValueError for others.
+    """
 
     def __init__(self, text: str) -> None:
         self.path: str | None = None

@@ -80,7 +80,10 @@ class Hub(Protocol):
 
 
 class Subscription:
-    """Where a reader stands. ``loan``: the request id of the open Credit, and what is left of it."""
+    """Where a reader stands.
+
+    ``loan``: the request id of the open Credit, and what is left of it.
+    """
 
     __slots__ = (
         "consumer",
@@ -140,6 +143,7 @@ class Connection:
         self._out: deque[bytes | memoryview] = deque()
         self._out_bytes = 0
         self._draining = False
+        self._drained: trio.Event | None = None  # set when the drain task has ended
         self._submitted: dict[int, int] = {}  # requests not answered yet -> bytes of their appends
         self._submitted_bytes = 0
         self._eased: trio.Event | None = None  # set when there is room for more requests
@@ -293,7 +297,9 @@ class Connection:
         self._hub.wake()
 
     def _append(self, message: Message, control: protocol.Append) -> None:
-        """Judge a batch before anything is decided about it, at a cost per batch, not per record."""
+        """Judge a batch before anything is decided about it, at a cost per batch, not per
+        record.
+        """
         view = memoryview(message.payload)
         produced, body = bytes(view[:HEADER_BYTES]), view[HEADER_BYTES:]
         try:
@@ -409,7 +415,10 @@ class Connection:
             self._start_draining()
 
     def _push(self, subscription: Subscription) -> bool:
-        """Push records as far as the loan goes. False: the socket or the disk has to be waited for."""
+        """Push records as far as the loan goes.
+
+        False: the socket or the disk has to be waited for.
+        """
         while subscription.loan is not None:
             if self._out_bytes >= OUT_BYTES_MAX:
                 return False
@@ -424,6 +433,10 @@ class Connection:
             if found is None:
                 return False
             self._deliver(subscription, read, found)
+            # At once: the peer takes this one in while the next is read.
+            self.flush()
+            if self._draining:
+                return True
         return True
 
     async def _push_waiting(self, subscription: Subscription) -> None:
@@ -541,22 +554,25 @@ class Connection:
         self._out_bytes += len(data)
         self._hub.ready(self)
 
-    def flush(self) -> bool:
-        """Send what the socket takes; what it does not take becomes the drain task's.
-
-        True: there is more to send.
-        """
+    def flush(self) -> None:
+        """Send what the socket takes; what it does not take becomes the drain task's."""
         if self._draining or not self._out:
-            return self._draining
+            return
         try:
             done = self._send_some()
         except OSError:
             self._out.clear()  # the reader is told of the same end, and closes
             self._out_bytes = 0
-            return False
+            return
         if not done:
             self._start_draining()
-        return not done
+
+    async def sent(self) -> None:
+        """Wait until everything is sent, or the connection is closed."""
+        self.flush()
+        if self._draining:
+            self._drained = trio.Event()
+            await self._drained.wait()
 
     def _send_some(self) -> bool:
         """True: everything is sent."""
@@ -601,8 +617,9 @@ class Connection:
             self.close()
         finally:
             self._draining = False
-            if not self.closed:
-                self._ease()
+            self._ease()
+            if self._drained is not None:
+                self._drained.set()
 
     async def look(self, request: int, look: Look) -> None:
         """Answer with what has to be looked up on the disk."""

@@ -1,7 +1,10 @@
-"""Decisions: one function per request. It reads the state, refuses, or adds facts; it answers nobody.
+"""Decisions: one function per request.
+
+It reads the state, refuses, or adds facts; it answers nobody.
 
 A function here runs once, in the order of arrival, against the state as it will be when the frame
-under decision is durable. Up to its first fact it may raise any RlogError and has then done nothing;
+under decision is durable. Up to its first fact it may raise any RlogError and has then done
+nothing;
 what must wait for the frame's sync goes to ``desk.effects``; what it returns makes the answer.
 """
 
@@ -48,7 +51,10 @@ Buffer = bytes | bytearray | memoryview
 
 
 class Grant:
-    """A claim as its connection holds it. ``delivered``: the offset after the last record sent to it."""
+    """A claim as its connection holds it.
+
+    ``delivered``: the offset after the last record sent to it.
+    """
 
     __slots__ = ("delivered", "epoch")
 
@@ -76,7 +82,10 @@ class Peer(Protocol):
 
 
 class Waiting(NamedTuple):
-    """A request that waits to be decided. ``produced`` and ``body``: of an append, already checked."""
+    """A request that waits to be decided.
+
+    ``produced`` and ``body``: of an append, already checked.
+    """
 
     peer: Peer
     request: int
@@ -104,7 +113,9 @@ class Layout(NamedTuple):
 
 
 class Visible(NamedTuple):
-    """Up to where a log is served: offset ``end``, which is ``length`` bytes into segment ``base``."""
+    """Up to where a log is served: offset ``end``, which is ``length`` bytes into segment
+    ``base``.
+    """
 
     end: int
     base: int
@@ -241,7 +252,10 @@ def check_free(log: state.Log, consumer: str, cursor: state.Cursor) -> None:
 
 
 def resolve(log: state.Log, whence: model.Whence, end: int) -> int:
-    """The offset that ``whence`` means in a log that ends at ``end``. (A time was made an offset on arrival.)"""
+    """The offset that ``whence`` means in a log that ends at ``end``.
+
+    (A time was made an offset on arrival.)
+    """
     match whence.kind:
         case "oldest":
             return log.first
@@ -528,24 +542,22 @@ def get_cursor(desk: Desk, waiting: Waiting, control: protocol.GetCursor) -> Mak
 
 
 def _look_at(desk: Desk, log: state.Log, name: str) -> Callable[[], model.CursorInfo]:
-    """A cursor as it is now; how far it lags in bytes and seconds has to be looked up on the disk."""
+    """A cursor as it is now; how far it lags in bytes and seconds has to be looked up on the
+    disk.
+    """
     cursor = log.cursors[name]
     committed, holder, log_name, now_ns = cursor.committed, cursor.holder, log.name, desk.now_ns
     end, position = log.end, max(cursor.committed, log.first)
-    behind: Callable[[], tuple[int, int]] = lambda: (0, now_ns)
-    if position < desk.books.visible[log.id].end:
-        extent = desk.books.extent(log, position)
-        files = desk.books.files[log.id]
-        later = sum(s.bytes for s in log.segments if s.base > extent.base)
-
-        def look_up() -> tuple[int, int]:
-            found = files.find(extent, position)
-            return later + extent.length - found.position, found.time_ns
-
-        behind = look_up
+    books = desk.books
+    extent = books.extent(log, position) if position < books.visible[log.id].end else None
+    files = books.files[log.id]
+    later = sum(s.bytes for s in log.segments if extent is not None and s.base > extent.base)
 
     def look() -> model.CursorInfo:
-        lag_bytes, time_ns = behind()
+        lag_bytes, time_ns = 0, now_ns
+        if extent is not None:
+            spot = files.find(extent, position)
+            lag_bytes, time_ns = later + extent.length - spot.position, spot.time_ns
         return model.CursorInfo(
             log=log_name,
             id=name,

@@ -2,7 +2,8 @@
 
 It is plain: no task, no thread, no clock of its own. Whoever runs it (the server's task, a test)
 calls ``begin``, then ``journal.wait`` wherever that may block, then ``finish``; and between two
-flights, when ``checkpoint_due``, ``begin_checkpoint``, the job that it gives, ``finish_checkpoint``.
+flights, when ``checkpoint_due``, ``begin_checkpoint``, the job that it gives,
+``finish_checkpoint``.
 """
 
 from __future__ import annotations
@@ -183,7 +184,8 @@ class Driver:
     # --- space --------------------------------------------------------------------------------
 
     def _make_room(self) -> int:
-        """How large the next frame may get. Appends are taken only while the journal has room to spare:
+        """How large the next frame may get. Appends are taken only while the journal has room to
+        spare:
         the rest of it is for commits, claims and trims."""
         journal, books = self.journal, self.broker.books
         largest = min(journal.file_bytes, self.broker.batch_bytes_max + FRAME_BYTES_GOAL)
@@ -220,7 +222,8 @@ class Driver:
         if self._clock() < self._again_at:
             return False
         journal = self.journal
-        # Half of the files belong to the time before the last checkpoint: each frees the other half.
+        # Half of the files belong to the time before the last checkpoint: each frees the other
+        # half.
         return (
             (
                 journal.files_above(self._marks[0]) >= FILES_IN_USE_MAX
@@ -298,7 +301,10 @@ class Driver:
 def open_driver(
     files: Files, limits: Limits, *, clock: Callable[[], float], wall: Callable[[], int]
 ) -> Driver:
-    """Recover a data directory and stand a broker and its driver on it. Raises Refused, or OSError."""
+    """Recover a data directory and stand a broker and its driver on it.
+
+    Raises Refused, or OSError.
+    """
     recovered = recover(
         files,
         file_bytes=limits.journal_file_bytes,

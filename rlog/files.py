@@ -35,7 +35,7 @@ class File(Protocol):
     def read(self, position: int, count: int) -> bytes:
         """``count`` bytes from ``position``; fewer only at the end of the file."""
 
-    def read_cached(self, position: int, count: int) -> bytes | None:
+    def read_cached(self, position: int, count: int) -> bytes | bytearray | None:
         """Like ``read``, but None rather than waiting for the disk."""
 
     def write(self, position: int, pieces: Sequence[bytes | bytearray | memoryview]) -> None:
@@ -50,7 +50,10 @@ class File(Protocol):
     def truncate(self, size: int) -> None: ...
 
     def forget(self) -> None:
-        """Drop what is cached, so that the next read comes from the disk. Synced first, or it stays cached."""
+        """Drop what is cached, so that the next read comes from the disk.
+
+        Synced first, or it stays cached.
+        """
 
     def close(self) -> None: ...
 
@@ -81,7 +84,9 @@ class Files(Protocol):
 
 
 class DiskFile:
-    """A file descriptor, closed with its last reference: a reader in a thread may outlive a trim."""
+    """A file descriptor, closed with its last reference: a reader in a thread may outlive a
+    trim.
+    """
 
     __slots__ = ("_fd",)
 
@@ -110,7 +115,7 @@ class DiskFile:
             have += len(data)
         return b"".join(parts)
 
-    def read_cached(self, position: int, count: int) -> bytes | None:
+    def read_cached(self, position: int, count: int) -> bytearray | None:
         buffer = bytearray(count)
         try:
             done = os.preadv(self._fd, [buffer], position, os.RWF_NOWAIT)
@@ -122,7 +127,7 @@ class DiskFile:
         if done < count:
             # Short for want of cache, or at the end of the file: only a real read can tell.
             return None
-        return bytes(buffer)
+        return buffer
 
     def write(self, position: int, pieces: Sequence[bytes | bytearray | memoryview]) -> None:
         if len(pieces) > _PIECES_MAX:

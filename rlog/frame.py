@@ -100,7 +100,10 @@ def encode(
 
 
 def peek(raw: Buffer) -> tuple[int, int] | None:
-    """(length, facts length) that a header claims, unchecked: how much to read. None: no header is here."""
+    """(length, facts length) that a header claims, unchecked: how much to read.
+
+    None: no header is here.
+    """
     if len(raw) < HEAD_BYTES or bytes(raw[:3]) != MAGIC:
         return None
     length, facts_bytes = _HEAD.unpack_from(raw)[2:4]
@@ -108,7 +111,9 @@ def peek(raw: Buffer) -> tuple[int, int] | None:
 
 
 def parse(raw: Buffer, journal: int | None) -> Head | None:
-    """The header at the beginning of ``raw`` if it and its facts are whole and of this journal, else None."""
+    """The header at the beginning of ``raw`` if it and its facts are whole and of this journal,
+    else None.
+    """
     claimed = peek(raw)
     if claimed is None or len(raw) < HEAD_BYTES + claimed[1]:
         return None

@@ -61,7 +61,10 @@ class Entry(NamedTuple):
 
 class Journal(Protocol):
     def open(self) -> int:
-        """Find the chain. -> length of the largest frame it takes, in bytes. Raises Refused; writes nothing."""
+        """Find the chain. -> length of the largest frame it takes, in bytes.
+
+        Raises Refused; writes nothing.
+        """
 
     def append(self, item: Frame, expect: int) -> None:
         """Hand over the frame that is to be number ``expect``. Durable only when waited for."""
@@ -84,7 +87,10 @@ class Refused(Exception):
 
 
 class Mark(NamedTuple):
-    """A frame's number and CRC: where a checkpoint stands and the chain begins. (0, 0) is before the first."""
+    """A frame's number and CRC: where a checkpoint stands and the chain begins.
+
+    (0, 0) is before the first.
+    """
 
     number: int
     crc: int
@@ -100,7 +106,9 @@ class Torn(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """A frame in a file whose header and facts are whole; ``sound``: so are its bodies (if they were looked at)."""
+    """A frame in a file whose header and facts are whole; ``sound``: so are its bodies (if they
+    were looked at).
+    """
 
     head: Head
     file: str
@@ -118,7 +126,9 @@ def file_names(files: Files) -> list[str]:
 
 
 def scan(file: File, name: str, journal: int | None, look_above: int) -> Iterator[Seen]:
-    """Every frame in a file whose header and facts are whole. Bodies are checked above ``look_above``.
+    """Every frame in a file whose header and facts are whole.
+
+    Bodies are checked above ``look_above``.
 
     Page by page, but over the extent of a frame that is sound: a body is its user's and could hold
     a copy of a journal.
@@ -173,7 +183,8 @@ def _entry(head: Head, name: str, position: int, raw: bytes) -> Entry:
 class LocalJournal:
     """The journal in files of the data directory.
 
-    ``mark``: where the newest whole checkpoint stands. ``proven``: the highest number that any whole
+    ``mark``: where the newest whole checkpoint stands. ``proven``: the highest number that any
+    whole
     checkpoint proves to have been synced. ``file_bytes``: as the directory was made.
     """
 
@@ -267,7 +278,8 @@ class LocalJournal:
             before = self._chain.get(last.number)
             where = f"behind {before.file} at {before.end}" if before else f"in {DIRECTORY}/"
             raise Refused(
-                f"frames {last.number + 1} to {proven} were synced and are missing or damaged, {where}"
+                f"frames {last.number + 1} to {proven} were synced "
+                f"and are missing or damaged, {where}"
             )
         self.last = last
         self.synced = last.number
@@ -313,7 +325,8 @@ class LocalJournal:
             f"{'' if b.body is not None else ' (damaged)'}"
             for b in bodies
         )
-        return f"frame {head.number}, perhaps acknowledged: {len(found)} facts; {spans or 'no appends'}"
+        what = f"{len(found)} facts; {spans or 'no appends'}"
+        return f"frame {head.number}, perhaps acknowledged: {what}"
 
     # --- at run time --------------------------------------------------------------------------
 

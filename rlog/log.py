@@ -1,4 +1,7 @@
-"""One log's files: reserve, write, read, trim. What lies where is the state's business, not decided here."""
+"""One log's files: reserve, write, read, trim.
+
+What lies where is the state's business, not decided here.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,9 @@ Buffer = bytes | bytearray | memoryview
 
 
 class Chunk(NamedTuple):
-    """Whole batches, contiguous, the first of which holds the offset asked for; ``next`` comes after them."""
+    """Whole batches, contiguous, the first of which holds the offset asked for; ``next`` comes
+    after them.
+    """
 
     data: memoryview
     next: int
@@ -40,7 +45,9 @@ class Spot(NamedTuple):
 
 
 class Handles:
-    """Segments open for reading, the least recently used closed first; shared by all logs of a server."""
+    """Segments open for reading, the least recently used closed first; shared by all logs of a
+    server.
+    """
 
     def __init__(self, files: Files) -> None:
         self.files = files
@@ -105,7 +112,9 @@ class LogFiles:
         file.write(position, pieces)
 
     def cut(self, base: int, length: int) -> None:
-        """Give a segment its length: what is behind it was never part of the log, what is missing reads as zeros."""
+        """Give a segment its length: what is behind it was never part of the log, what is missing
+        reads as zeros.
+        """
         try:
             file = self._dirty.get(base) or self._files.open(path(self.id, base))
         except FileNotFoundError:
@@ -124,7 +133,10 @@ class LogFiles:
     # --- at run time --------------------------------------------------------------------------
 
     def reserve(self, place: Place, size: int, roll_bytes: int) -> None:
-        """Make sure that ``write`` at ``place`` cannot run out of space. Raises OSError (ENOSPC)."""
+        """Make sure that ``write`` at ``place`` cannot run out of space.
+
+        Raises OSError (ENOSPC).
+        """
         end = place.position + size
         have = self._reserved.get(place.segment)
         if have is not None and end <= have:
@@ -147,7 +159,9 @@ class LogFiles:
         self._reserved[place.segment] = goal
 
     def write(self, place: Place, pieces: Sequence[Buffer], size: int) -> None:
-        """Lay out batches, ``size`` bytes in all, at ``place``; an older segment is cut to its length."""
+        """Lay out batches, ``size`` bytes in all, at ``place``; an older segment is cut to its
+        length.
+        """
         if place.segment != self._base:
             if self._file is not None:
                 self._file.truncate(self._length)
@@ -203,7 +217,8 @@ class LogFiles:
     def read(
         self, extent: Extent, position: int | None, offset: int, bytes_max: int, *, wait: bool
     ) -> Chunk | Damage | None:
-        """Batches of ``extent`` from the one that holds ``offset``, of about ``bytes_max`` bytes, at least one.
+        """Batches of ``extent`` from the one that holds ``offset``, of about ``bytes_max`` bytes,
+        at least one.
 
         ``position``: where ``offset`` begins, if known. None is returned rather than waiting for
         the disk, unless ``wait``. OSError: the disk could not be read.
@@ -216,6 +231,7 @@ class LogFiles:
             position = at
         count = min(max(bytes_max, HEADER_BYTES), extent.length - position)
         while True:
+            data: bytes | bytearray | None
             data = file.read(position, count) if wait else file.read_cached(position, count)
             if data is None:
                 return None
@@ -233,8 +249,10 @@ class LogFiles:
         return Damage(position, offset, extent.end, "two reads differ")
 
     @staticmethod
-    def _cut(data: bytes, extent: Extent, position: int, offset: int) -> tuple[int, int, int]:
-        """How much of ``data`` is whole, sound batches: bytes, the offset behind them, bytes the next one needs."""
+    def _cut(data: Buffer, extent: Extent, position: int, offset: int) -> tuple[int, int, int]:
+        """How much of ``data`` is whole, sound batches: bytes, the offset behind them, bytes the
+        next one needs.
+        """
         at, expected, first = 0, offset, True
         while at + HEADER_BYTES <= len(data) and expected < extent.end:
             try:
@@ -278,7 +296,10 @@ class LogFiles:
         return Spot(extent.length, 0)
 
     def find_time(self, extent: Extent, time_ns: int) -> int:
-        """The first offset in ``extent`` of a batch appended at or after ``time_ns``, or its end. May wait."""
+        """The first offset in ``extent`` of a batch appended at or after ``time_ns``, or its end.
+
+        May wait.
+        """
         file = self._handles.get(self.id, extent.base)
         for found in self._walk_from_index(file, extent, time_ns=time_ns):
             if isinstance(found, Found) and found.header.time_ns >= time_ns:

@@ -21,7 +21,10 @@ BYTES_POLICY_SECONDS: Final = 1.0
 
 
 class Policy(Struct, frozen=True):
-    """``delay_seconds``: how long an unsynced fact may stay so; None for ever. ``bytes_max``: how much of it."""
+    """``delay_seconds``: how long an unsynced fact may stay so; None for ever.
+
+    ``bytes_max``: how much of it.
+    """
 
     text: str
     at_once: bool

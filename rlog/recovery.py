@@ -119,7 +119,8 @@ def _make_new(files: Files, file_bytes: int, journal_id: int, now_ns: int) -> Ch
 def _set_torn_aside(files: Files, journal: LocalJournal, reports: list[str]) -> None:
     for index, torn in enumerate(journal.torn):
         files.make_directory(QUARANTINE)
-        name = f"{QUARANTINE}/{journal.tail() + 1:020}-{index}-{torn.position}-{torn.file.rpartition('/')[2]}"
+        file = torn.file.rpartition("/")[2]
+        name = f"{QUARANTINE}/{journal.tail() + 1:020}-{index}-{torn.position}-{file}"
         stem, again = name, 0
         while name.rpartition("/")[2] in files.names(QUARANTINE):
             again += 1  # a recovery that was itself cut
@@ -176,8 +177,8 @@ def _lay_out(
             place = append.place
             if body.body is None:
                 reports.append(
-                    f"frame {number}: the batch of log {place.log}, offsets {append.header.base} to "
-                    f"{append.header.end}, is damaged in the journal: {body.damage}"
+                    f"frame {number}: the batch of log {place.log}, offsets {append.header.base} "
+                    f"to {append.header.end}, is damaged in the journal: {body.damage}"
                 )
             if (place.log, place.segment) in alive:
                 # A damaged body is not laid out: its header is, and its reader will be told.
@@ -197,15 +198,17 @@ def _lay_out(
 def _check_length(
     files: Files, name: str, log: int, segment: state.Segment, reports: list[str]
 ) -> None:
-    """A segment that is short or lost has lost records: they are damage with an address, like any other."""
+    """A segment that is short or lost has lost records: they are damage with an address, like any
+    other.
+    """
     try:
         size = files.open(path(log, segment.base), write=False).size()
     except FileNotFoundError:
         size = 0
     if size < segment.bytes:
         reports.append(
-            f"{path(log, segment.base)} of log {name!r} has {size} bytes instead of {segment.bytes}: "
-            "records in it are lost, and their readers will be told"
+            f"{path(log, segment.base)} of log {name!r} has {size} bytes instead of "
+            f"{segment.bytes}: records in it are lost, and their readers will be told"
         )
 
 

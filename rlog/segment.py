@@ -1,4 +1,5 @@
-"""One segment: batches one behind the other, exactly as their producers made them, and nothing else.
+"""One segment: batches one behind the other, exactly as their producers made them, and nothing
+else.
 
 A walk is how all of rlog reads a segment: headers are checked one after the other, each must be
 the next offset of this log, and where one is not, the walk says from which offset to which the
@@ -39,7 +40,9 @@ class Found(NamedTuple):
 
 
 class Damage(NamedTuple):
-    """The records ``first`` to ``end`` (exclusive) cannot be reached: ``reason`` at ``position``."""
+    """The records ``first`` to ``end`` (exclusive) cannot be reached: ``reason`` at
+    ``position``.
+    """
 
     position: int
     first: int
@@ -48,7 +51,9 @@ class Damage(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a batch lies: log id, base of its segment, position in that file; ``new``: it begins one."""
+    """Where a batch lies: log id, base of its segment, position in that file; ``new``: it begins
+    one.
+    """
 
     log: int
     segment: int
@@ -84,7 +89,8 @@ class _Window:
 def walk(
     read: Callable[[int, int], bytes], extent: Extent, position: int = 0, offset: int | None = None
 ) -> Iterator[Found | Damage]:
-    """The batches from ``position`` on, the first of which should hold ``offset`` (default: the base).
+    """The batches from ``position`` on, the first of which should hold ``offset`` (default: the
+    base).
 
     ``read(position, count)`` gives fewer bytes at the end of the file only.
     """
@@ -108,7 +114,9 @@ def walk(
 def _header_at(
     window: _Window, extent: Extent, position: int, expected: int
 ) -> tuple[Header | None, str]:
-    """The header at ``position`` if it is sound, of this log, the expected one and inside the extent."""
+    """The header at ``position`` if it is sound, of this log, the expected one and inside the
+    extent.
+    """
     if position + HEADER_BYTES > extent.length:
         return None, f"the segment ends at {extent.length}"
     try:

@@ -261,8 +261,8 @@ class Server:
                 self.wake()
                 with trio.move_on_after(STOP_SECONDS):
                     await self._drained.wait()
-                    while any(connection.flush() for connection in self._connections):
-                        await trio.sleep(0.01)
+                    for connection in self._connections:
+                        await connection.sent()
                 for connection in self._connections:
                     connection.close()
                 syncs.end()
@@ -291,7 +291,10 @@ def _prepare_socket(sock: socket.socket) -> None:
 
 
 async def serve(config: Config) -> None:
-    """Serve a data directory until SIGTERM or SIGINT. Raises Locked, Refused, ValueError, OSError."""
+    """Serve a data directory until SIGTERM or SIGINT.
+
+    Raises Locked, Refused, ValueError, OSError.
+    """
     lock = Lock(config.data_dir)
     try:
         raise_file_limit()

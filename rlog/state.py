@@ -20,7 +20,9 @@ from .segment import Place
 
 
 class Segment(Struct, array_like=True):
-    """One file of batches: first offset, length in bytes, running maximum of append times up to its end."""
+    """One file of batches: first offset, length in bytes, running maximum of append times up to
+    its end.
+    """
 
     base: int
     bytes: int
@@ -113,7 +115,9 @@ class State(Struct, array_like=True):
         return None
 
     def apply(self, fact: facts.Fact, time_ns: int) -> Append | None:
-        """Change the state by one fact of a frame made at ``time_ns``; an append tells its place."""
+        """Change the state by one fact of a frame made at ``time_ns``; an append tells its
+        place.
+        """
         match fact:
             case facts.Appended(raw):
                 return self._append(raw)

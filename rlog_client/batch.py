@@ -32,16 +32,18 @@ No batch is empty and no magic is zero, so zeros are never a batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
 from itertools import repeat
 from operator import length_hint
 from struct import Struct
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 from crc32c import crc32c
 
 from .model import NO_HEADERS, Record
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
 
 Buffer = bytes | bytearray | memoryview
 
@@ -169,7 +171,8 @@ def parse_header(buffer: Buffer, position: int = 0) -> Header:
 
 
 def check_body(header: Header, body: Buffer) -> None:
-    """Raise InvalidBatch unless ``body`` is what was checksummed, and its values are as many as the header says.
+    """Raise InvalidBatch unless ``body`` is what was checksummed, and its values are as many as
+    the header says.
 
     This much the server checks before it stamps, and no more: it costs the same for one record
     as for ten thousand.
@@ -228,7 +231,10 @@ class Cut:
     __slots__ = ("_names", "_offsets", "end", "records")
 
     def __init__(self, log: str, header: Header, columns: Columns, begin: int, epoch: int) -> None:
-        """``begin``: the first offset wanted, within the batch. ``epoch``: the claim's, 0 for a reader."""
+        """``begin``: the first offset wanted, within the batch.
+
+        ``epoch``: the claim's, 0 for a reader.
+        """
         keys, values, headers, times_ns = columns
         skip = begin - header.base
         self.end = header.end

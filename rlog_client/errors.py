@@ -1,4 +1,5 @@
-"""Every error that a user of rlog can meet: typed, numbered, and the same class on both sides of the wire.
+"""Every error that a user of rlog can meet: typed, numbered, and the same class on both sides of
+the wire.
 
 An error travels as its ``code``, its text and its declared fields, and is raised again at the
 client as the class of that code. ``retriable`` says whether the same request can succeed later
@@ -12,7 +13,10 @@ from typing import Any, ClassVar
 
 
 class RlogError(Exception):
-    """Base of all. ``code`` is stable across versions; ``retriable``: the same request may succeed later."""
+    """Base of all.
+
+    ``code`` is stable across versions; ``retriable``: the same request may succeed later.
+    """
 
     code: ClassVar[int] = 1
     retriable: ClassVar[bool] = False
@@ -74,7 +78,9 @@ class Gap(OffsetOutOfRange):
 
 
 class Conflict(RlogError):
-    """An expectation did not hold: the log's ``end`` is, or the key's last offset (``key_offset``) is, another."""
+    """An expectation did not hold: the log's ``end`` is, or the key's last offset
+    (``key_offset``) is, another.
+    """
 
     code = 8
     fields = ("end", "key_offset")
@@ -110,7 +116,9 @@ class Paused(RlogError):
 
 
 class TooLarge(RlogError):
-    """``size`` bytes are more than ``limit``; ``index``: which item of the call, if there were several."""
+    """``size`` bytes are more than ``limit``; ``index``: which item of the call, if there were
+    several.
+    """
 
     code = 12
     fields = ("size", "limit", "index")
@@ -120,7 +128,9 @@ class TooLarge(RlogError):
 
 
 class InvalidRequest(RlogError):
-    """The request makes no sense: a bad name, an option out of range, a commit beyond what was delivered."""
+    """The request makes no sense: a bad name, an option out of range, a commit beyond what was
+    delivered.
+    """
 
     code = 13
 
@@ -154,13 +164,19 @@ class CorruptData(RlogError):
 
 
 class StorageFailed(RlogError):
-    """The server's disk failed; it writes no more until it is started again. Reads of durable data go on."""
+    """The server's disk failed; it writes no more until it is started again.
+
+    Reads of durable data go on.
+    """
 
     code = 17
 
 
 class DiskFull(RlogError):
-    """No space for this append. Nothing was lost, and appends succeed again as soon as there is space."""
+    """No space for this append.
+
+    Nothing was lost, and appends succeed again as soon as there is space.
+    """
 
     code = 18
     retriable = True
@@ -174,7 +190,10 @@ class Overloaded(RlogError):
 
 
 class OutcomeUnknown(RlogError):
-    """The append may or may not be in the log: its answer was lost. ``producer`` and ``sequence`` name it."""
+    """The append may or may not be in the log: its answer was lost.
+
+    ``producer`` and ``sequence`` name it.
+    """
 
     code = 20
     fields = ("producer", "sequence")
@@ -185,7 +204,8 @@ class OutcomeUnknown(RlogError):
 BY_CODE: dict[int, type[RlogError]] = {
     cls.code: cls
     for cls in (
-        RlogError, ConnectionLost, TimedOut, NotFound, AlreadyExists, OffsetOutOfRange, Gap, Conflict,
+        RlogError, ConnectionLost, TimedOut, NotFound, AlreadyExists, OffsetOutOfRange, Gap,
+        Conflict,
         Busy, Fenced, Paused, TooLarge, InvalidRequest, Unsupported, AccessDenied, CorruptData,
         StorageFailed, DiskFull, Overloaded, OutcomeUnknown,
     )

@@ -1,4 +1,6 @@
-"""The words of rlog as values: records, places to start from, verdicts, and what is told about logs and cursors."""
+"""The words of rlog as values: records, places to start from, verdicts, and what is told about
+logs and cursors.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,9 @@ Level: TypeAlias = Literal["written", "synced"]
 
 
 class Receipt(Struct, frozen=True):
-    """What became of a batch: offsets ``first`` to ``end`` (exclusive), and how durable it was when answered."""
+    """What became of a batch: offsets ``first`` to ``end`` (exclusive), and how durable it was
+    when answered.
+    """
 
     first: int
     end: int
@@ -126,7 +130,9 @@ GLOBAL_ID: Final = "@global"  # its name on the wire, on disk and on the command
 
 
 def consumer_name(consumer_id: str | Global) -> str:
-    """The checked name of a consumer: 1 to 255 bytes of UTF-8, no control characters, no leading ``@``."""
+    """The checked name of a consumer: 1 to 255 bytes of UTF-8, no control characters, no leading
+    ``@``.
+    """
     if isinstance(consumer_id, Global):
         return GLOBAL_ID
     if not isinstance(consumer_id, str):
@@ -136,7 +142,9 @@ def consumer_name(consumer_id: str | Global) -> str:
 
 
 def check_consumer(name: str) -> None:
-    """Raise InvalidRequest unless ``name`` is a consumer's; GLOBAL_ID itself is judged by the caller."""
+    """Raise InvalidRequest unless ``name`` is a consumer's; GLOBAL_ID itself is judged by the
+    caller.
+    """
     try:
         size = len(name.encode())
     except UnicodeEncodeError:
@@ -154,7 +162,9 @@ class Commit(Struct, frozen=True):
 
 
 class Retry(Struct, frozen=True):
-    """Again, after ``delay`` seconds; without one, after a pause that doubles from 0.5 s to 60 s."""
+    """Again, after ``delay`` seconds; without one, after a pause that doubles from 0.5 s to 60
+    s.
+    """
 
     delay: float | None = None
 
@@ -188,7 +198,9 @@ class LogOptions(TypedDict, total=False):
 
 
 class LogInfo(Struct, frozen=True):
-    """A log as it stands: offsets ``first`` to ``end`` (exclusive), of which those below ``synced_end`` are synced."""
+    """A log as it stands: offsets ``first`` to ``end`` (exclusive), of which those below
+    ``synced_end`` are synced.
+    """
 
     name: str
     id: int
@@ -208,7 +220,10 @@ class Member(Struct, frozen=True):
 
 
 class CursorInfo(Struct, frozen=True):
-    """A consumer as it stands. ``committed``: the offset after the last committed one. Lag counts to the log's end."""
+    """A consumer as it stands.
+
+    ``committed``: the offset after the last committed one. Lag counts to the log's end.
+    """
 
     log: str
     id: str
@@ -220,7 +235,9 @@ class CursorInfo(Struct, frozen=True):
 
 
 def to_bytes(value: Any, what: str = "a value") -> bytes:
-    """``value`` as bytes that nobody can change any more; TypeError for anything that is not bytes."""
+    """``value`` as bytes that nobody can change any more; TypeError for anything that is not
+    bytes.
+    """
     if type(value) is bytes:
         return value
     if isinstance(value, (bytes, bytearray, memoryview)):

@@ -173,7 +173,10 @@ class Unsubscribe(Control):
 
 
 class Claim(Control):
-    """-> Claimed, or Busy. ``start``: where a cursor that does not exist yet begins. ``token``: 16 random bytes."""
+    """-> Claimed, or Busy.
+
+    ``start``: where a cursor that does not exist yet begins. ``token``: 16 random bytes.
+    """
 
     kind: ClassVar[int] = 14
     log: int
@@ -201,7 +204,10 @@ class CommitCursor(Control):
 
 
 class SeekCursor(Control):
-    """-> Moved. ``epoch``: the holder's own; None is from outside, and Busy while held unless ``force``."""
+    """-> Moved.
+
+    ``epoch``: the holder's own; None is from outside, and Busy while held unless ``force``.
+    """
 
     kind: ClassVar[int] = 17
     log: int
@@ -297,7 +303,9 @@ class Appended(Control):
 
 
 class Place(Control):
-    """A resolved ``offset``, and the log's ``first`` and ``end`` (visible, exclusive) at that moment."""
+    """A resolved ``offset``, and the log's ``first`` and ``end`` (visible, exclusive) at that
+    moment.
+    """
 
     kind: ClassVar[int] = 70
     offset: int
@@ -360,7 +368,9 @@ class Lost(Control):
 
 
 class Damaged(Control):
-    """Pushed in place of Records: ``error`` is a CorruptData or a Gap, and reading goes on at ``next``."""
+    """Pushed in place of Records: ``error`` is a CorruptData or a Gap, and reading goes on at
+    ``next``.
+    """
 
     kind: ClassVar[int] = 98
     error: Error
@@ -368,7 +378,9 @@ class Damaged(Control):
 
 
 class SegmentInfo(Struct, frozen=True):
-    """A segment: its first offset, its length in bytes, and the running maximum of its append times."""
+    """A segment: its first offset, its length in bytes, and the running maximum of its append
+    times.
+    """
 
     base: int
     bytes: int
@@ -378,12 +390,14 @@ class SegmentInfo(Struct, frozen=True):
 
 ControlT = TypeVar("ControlT", bound=Control)
 REQUESTS: Final = (
-    Hello, Ping, OpenLog, ListLogs, GetLog, AlterLog, TrimLog, DeleteLog, Append, Resolve, Subscribe,
+    Hello, Ping, OpenLog, ListLogs, GetLog, AlterLog, TrimLog, DeleteLog, Append, Resolve,
+    Subscribe,
     Credit, Unsubscribe, Claim, Release, CommitCursor, SeekCursor, ListCursors, GetCursor,
     DeleteCursor, WaitSynced, ListSegments,
 )  # fmt: skip
 ANSWERS: Final = (
-    Welcome, Error, Done, LogReply, Listing, Appended, Place, Claimed, Moved, CursorReply, Committed,
+    Welcome, Error, Done, LogReply, Listing, Appended, Place, Claimed, Moved, CursorReply,
+    Committed,
     Settled, Records, Lost, Damaged,
 )  # fmt: skip
 _WITH_PAYLOAD: Final = frozenset({Append.kind, Records.kind, Listing.kind})
@@ -505,9 +519,7 @@ class Connection:
         self._control = self._payload = None
         return message
 
-    def _judge(
-        self, length: int, kind: int, flags: int, control_bytes: int, request: int
-    ) -> None:
+    def _judge(self, length: int, kind: int, flags: int, control_bytes: int, request: int) -> None:
         """Refuse a message by its header alone, before anything is allocated for it."""
         if kind not in self._decoders:
             raise ProtocolError(f"message kind {kind} is not known here")

@@ -18,6 +18,7 @@ from .batch import HEADER_BYTES
 from .errors import ConnectionLost, OutcomeUnknown, RlogError, Unsupported
 from .protocol import (
     PROTOCOL,
+    PUSH_BYTES,
     REQUEST_MAX,
     Connection,
     Control,
@@ -290,7 +291,6 @@ class Session:
             return
         connection = self._connection
         connection.greeted = True
-        # A push is what a loan covers, or one batch whatever its size.
-        connection.payload_bytes_max = LOAN_BYTES + HEADER_BYTES + welcome.batch_bytes_max
+        connection.payload_bytes_max = max(PUSH_BYTES, HEADER_BYTES + welcome.batch_bytes_max)
         self._welcome = call.answer = welcome
         call.done = True

@@ -702,6 +702,8 @@ class Consumer(Source):
             self._acknowledged = self._done = claimed.committed
         if self._subscription is None:
             self._attach()
+        else:
+            self._transport.serve()  # the claim may have been lost since: then the stock is void
         self._commit_last()
 
     def _attach(self) -> int:

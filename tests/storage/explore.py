@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tests.storage.history import History, View, settle
 from tests.storage.server import Clock, Server
-from tests.storage.simdisk import Choice, SimDisk, choices
+from tests.storage.simdisk import Choice, Fill, SimDisk, choices
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,6 +63,7 @@ class Depth(NamedTuple):
     samples: int
     nested: int
     continued: int
+    rotten: int  # in one of so many, the newest checkpoint is destroyed: there is an older one
     lives: int = 3
 
 
@@ -137,6 +138,8 @@ class Explorer:
         self._judge(server.view(), server.history, (*way, "end"), power_cut=True)
         self.boundaries += len(cuts)
         for cut in cuts:
+            if life == 1:
+                self._check_torn(cut, (f"operation {cut.operation}",))
             for choice, left in self._after(cut, life):
                 if len(self.violations) >= self.violations_max:
                     return
@@ -153,6 +156,30 @@ class Explorer:
         for choice in choices(cut.disk, samples, seed, limit, "logs"):
             yield choice, cut.disk.crash(choice)
 
+    def _check_rotten(self, left: SimDisk, cut: Cut, way: tuple[str, ...]) -> None:
+        """With the newest checkpoint destroyed, the one before it and the journal give the same."""
+        names = [name for name in left.names("") if name.startswith("checkpoint-")]
+        if len(names) < 2:
+            return
+        left.replace(names[-1], b"rot" * 10)
+        self.recoveries += 1
+        view = self._recovered(left)
+        way = (*way, f"{names[-1]} destroyed")
+        if isinstance(view, str):
+            self._violated(way, [view])
+        else:
+            self._judge(view, cut.history, way, power_cut=True)
+
+    def _check_torn(self, cut: Cut, way: tuple[str, ...]) -> None:
+        """With nothing unsynced in the journal of a first life, nothing may be called torn."""
+        below = cut.disk.nodes_below("journal")
+        if any(unit.node in below or unit.kind == "names" for unit in cut.disk.units()):
+            return
+        left = cut.disk.crash(Choice(0, Fill.OLD, 1))
+        before = left.names("quarantine")
+        if isinstance(self._recovered(left), View) and left.names("quarantine") != before:
+            self._violated(way, [f"torn, though all was synced: {left.names('quarantine')}"])
+
     def _recover(
         self, cut: Cut, left: SimDisk, way: tuple[str, ...], life: int, *, power_cut: bool
     ) -> None:
@@ -165,6 +192,8 @@ class Explorer:
             if known is not None:
                 self._views[known] = view
             self.recoveries += 1
+            if power_cut and self.recoveries % self.depth.rotten == 0:
+                self._check_rotten(left.copy(), cut, way)
             if life < self.depth.lives and not isinstance(view, str):
                 number = self.recoveries
                 kept = cut.history.after_power_cut() if power_cut else cut.history.copy()

@@ -158,6 +158,8 @@ class Server:
 
     def append(self, log: str, *payloads: bytes) -> int:
         """Submit one batch; ``pump`` does the rest."""
+        if log not in self.ids:
+            return 0  # it could not be made
         for payload in payloads:
             assert payload not in self.history.sent, "every payload is unique"
             self.history.sent[payload] = log
@@ -197,6 +199,8 @@ class Server:
         return self.peer.answers.get(request)
 
     def claim(self, log: str, consumer: str) -> None:
+        if log not in self.ids:
+            return
         answer = self.call(
             protocol.Claim(self.ids[log], consumer, model.OLDEST, b"0123456789abcdef")
         )
@@ -205,7 +209,9 @@ class Server:
             self.history.commits_synced.setdefault((log, consumer), answer.committed)
 
     def commit(self, log: str, consumer: str, offset: int, *, pump: bool = True) -> int:
-        key = (self.ids[log], consumer)
+        key = (self.ids.get(log, 0), consumer)
+        if key not in self.peer.grants:
+            return 0  # it could not be claimed
         grant = self.peer.grants[key]
         grant.delivered = max(grant.delivered, offset)  # what a connection does when it sends
         name = (log, consumer)
@@ -225,6 +231,8 @@ class Server:
         return request
 
     def trim(self, log: str, before: int) -> None:
+        if log not in self.ids:
+            return
         asked = self.history.trim_asked
         asked[log] = max(asked.get(log, 0), before)
         answer = self.call(protocol.TrimLog(self.ids[log], model.offset(before)))
@@ -232,6 +240,8 @@ class Server:
             self.history.trim_done[log] = answer.offset
 
     def delete(self, log: str) -> None:
+        if log not in self.ids:
+            return
         self.history.deletion_asked.add(log)
         if isinstance(self.call(protocol.DeleteLog(self.ids[log])), protocol.Done):
             self.history.deleted.add(log)

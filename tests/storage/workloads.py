@@ -59,7 +59,7 @@ def periodic(server: Server, payload: Payloads) -> None:
     server.claim("p", "c")
     for step in range(6):
         server.batch("p", payload(400 * step), payload())
-        server.frame([("p", payload(30)), ("p", payload(900))], [("p", "c", 2 * step)])
+        server.frame([("p", payload(30)), ("p", payload(900))], [("p", "c", 2 * step + 1)])
         if step % 2:
             server.sleep(1.2)
         if step == 3:
