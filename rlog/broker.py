@@ -90,6 +90,11 @@ class Broker:
         """How many requests wait to be decided."""
         return len(self._queue)
 
+    @property
+    def sync_wanted(self) -> bool:
+        """Somebody waits for a sync, whatever the policy."""
+        return bool(self._sync_waits)
+
     # --- deciding -----------------------------------------------------------------------------
 
     def decide(self, now_ns: int, bytes_goal: int = FRAME_BYTES_GOAL) -> Decided | None:
@@ -117,19 +122,21 @@ class Broker:
 
     # --- effects ------------------------------------------------------------------------------
 
-    def settle(self, decided: Decided, *, synced: bool, now: float) -> None:
-        """The frame is in the journal, and ``synced`` or not: answer, lay out, raise the visible
-        end.
-
-        Raises OSError if the layout fails: writing is over then, but no answer is taken back.
-        """
+    def answer(self, decided: Decided, *, synced: bool) -> None:
+        """The frame is in the journal, ``synced`` or not: say so to those who asked."""
         for waiting, make in decided.replies:
             answer = make(synced)
             if isinstance(answer, Answer):
                 waiting.peer.answer(waiting.request, answer.control, answer.payload)
             else:
                 waiting.peer.answer_later(waiting.request, answer)
-        self._lay_out(decided.layouts)
+
+    def lay_out(self, decided: Decided, *, synced: bool, now: float) -> None:
+        """Write the batches to their segments, do what could not be undone, raise the visible end.
+
+        Raises OSError if a write fails: writing is over then, but no answer is taken back.
+        """
+        self._write(decided.layouts)
         for effect in decided.effects:
             effect()
         if decided.frame is not None and synced:
@@ -137,7 +144,7 @@ class Broker:
         else:
             self._raise_unsynced(decided, now)
 
-    def _lay_out(self, layouts: list[Layout]) -> None:
+    def _write(self, layouts: list[Layout]) -> None:
         at = 0
         while at < len(layouts):
             # Neighbours in one segment are one write.

@@ -58,8 +58,8 @@ class Hub(Protocol):
 
     broker: Broker
 
-    def wake(self) -> None:
-        """The broker has something to decide."""
+    def wake(self, connection: Connection | None = None) -> None:
+        """The broker has something to decide; ``connection``: who asked for it."""
 
     def ready(self, connection: Connection) -> None:
         """The connection has something to send; it is flushed before the loop goes on."""
@@ -224,6 +224,8 @@ class Connection:
             else:
                 self._greet(message)
         self.flush()
+        if self._broker.waiting or self._broker.sync_wanted:
+            self._hub.wake(self)
         return any_whole
 
     @property
@@ -294,7 +296,6 @@ class Connection:
         self._submitted[waiting.request] = len(waiting.body)
         self._submitted_bytes += len(waiting.body)
         self._broker.submit(waiting)
-        self._hub.wake()
 
     def _append(self, message: Message, control: protocol.Append) -> None:
         """Judge a batch before anything is decided about it, at a cost per batch, not per
@@ -337,6 +338,7 @@ class Connection:
                 if hasattr(control, name):
                     setattr(control, name, model.Whence("offset", offset))
             self._obey(message)
+            self._hub.wake()
         self.flush()
 
     async def _offset_of_time(self, log_id: int, time_ns: int) -> int:

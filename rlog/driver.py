@@ -80,12 +80,14 @@ class Driver:
     ) -> None:
         self.broker = broker
         self.journal = journal
+        self.flush: Callable[[], None] = lambda: None  # sends the answers that were made so far
         self._files = files
         self._marks = list(marks)[-2:]  # the checkpoints' numbers, older first
         self._clock = clock
         self._wall = wall
         self._witness_due: float | None = None  # a sync that no frame records yet
         self._again_at = 0.0  # not before then is space tried for again
+        self._flying = False  # a flight was begun and is not finished
         self._pending = self._marks[-1]  # the number of a checkpoint under way
         if len(self._marks) == 2:
             journal.trim(self._marks[0])
@@ -127,6 +129,7 @@ class Driver:
         if not decided.sync:
             self._settle(decided, synced=False)
             return None
+        self._flying = True
         return Flight(number, decided, sum(map(len, decided.frame.bodies)))
 
     def _append_empty(self) -> Flight | None:
@@ -143,6 +146,7 @@ class Driver:
         self.broker.answer_sync_waits(now)
         tail = self.journal.tail()
         if self.broker.sync_due is not None and self.broker.sync_due <= now:
+            self._flying = True
             return Flight(tail, None)
         if self._witness_due is not None and self._witness_due <= now:
             return self._append_empty()
@@ -150,6 +154,7 @@ class Driver:
 
     def finish(self, flight: Flight, outcome: Outcome) -> None:
         """The wait for a flight ended."""
+        self._flying = False
         if outcome is not Outcome.SYNCED:
             self._fail(f"frame {flight.number} is not durable ({outcome.value})", flight.decided)
             return
@@ -162,8 +167,10 @@ class Driver:
         self.broker.answer_sync_waits(self._clock())
 
     def _settle(self, decided: Decided, *, synced: bool) -> None:
+        self.broker.answer(decided, synced=synced)
+        self.flush()  # the client need not wait for the segment, which is only derived
         try:
-            self.broker.settle(decided, synced=synced, now=self._clock())
+            self.broker.lay_out(decided, synced=synced, now=self._clock())
         except OSError as error:
             # The frame stands, and its answers too; what could not be laid out, recovery will.
             self._fail(f"a segment cannot be written: {error}", None)
@@ -217,9 +224,9 @@ class Driver:
 
     @property
     def checkpoint_due(self) -> bool:
-        if self.broker.books.failed is not None or self.journal.tail() == self._marks[-1]:
+        if self._flying or self.broker.books.failed is not None:
             return False
-        if self._clock() < self._again_at:
+        if self.journal.tail() == self._marks[-1] or self._clock() < self._again_at:
             return False
         journal = self.journal
         # Half of the files belong to the time before the last checkpoint: each frees the other
@@ -239,6 +246,8 @@ class Driver:
         To be called between flights. The job returns whether there was space, and raises OSError.
         None: the journal could not be synced, and writing is over.
         """
+        # What is under way is in the state already, and not yet in the segments.
+        assert not self._flying, "a checkpoint is made between flights"
         journal, books = self.journal, self.broker.books
         number, crc = journal.last
         if journal.wait(number) is not Outcome.SYNCED:

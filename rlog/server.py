@@ -35,6 +35,7 @@ INLINE_SECONDS_MAX: Final = 400e-6  # of recent syncs, on average
 SLOW_SECONDS: Final = 2e-3  # one such sync, and the thread it is for a while
 SLOW_PAUSE_SECONDS: Final = 1.0
 _AVERAGE_OVER: Final = 16
+ALONE_MIN: Final = 8  # requests in a row, and a connection counts as the only one
 STOP_SECONDS: Final = 5.0
 ACCEPT_PAUSE_SECONDS: Final = 0.1
 
@@ -54,24 +55,31 @@ class SyncThread:
         self._journal = journal
         self._numbers: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._token = trio.lowlevel.current_trio_token()
-        self._outcome = Outcome.UNKNOWN
+        self._waited = (Outcome.UNKNOWN, 0.0)
         self._done = trio.Event()
 
     def run(self) -> None:
         """In the thread."""
         while (number := self._numbers.get()) is not None:
-            self._outcome = self._journal.wait(number)
+            self._waited = timed_wait(self._journal, number)
             self._token.run_sync_soon(self._done.set)
 
-    async def wait(self, number: int) -> Outcome:
+    async def wait(self, number: int) -> tuple[Outcome, float]:
+        """Like ``timed_wait``, in the thread."""
         self._done = trio.Event()
         self._numbers.put(number)
         with trio.CancelScope(shield=True):  # the disk does not stop, so neither do we
             await self._done.wait()
-        return self._outcome
+        return self._waited
 
     def end(self) -> None:
         self._numbers.put(None)
+
+
+def timed_wait(journal: LocalJournal, number: int) -> tuple[Outcome, float]:
+    """Wait for a frame: the outcome, and how many seconds the disk took."""
+    began = time.monotonic()
+    return journal.wait(number), time.monotonic() - began
 
 
 class Server:
@@ -80,12 +88,18 @@ class Server:
     def __init__(self, driver: Driver) -> None:
         self.driver = driver
         self.broker = driver.broker
+        driver.flush = self.flush
         self.urls: list[str] = []
         self._nursery: trio.Nursery | None = None
         self._connections: set[Connection] = set()
         self._ready: set[Connection] = set()
         self._readers: dict[int, set[Connection]] = {}
-        self._woken = trio.Event()
+        self._sleeper: trio.lowlevel.Task | None = None  # the drive loop, when it has nothing to do
+        self._flight: Flight | None = None  # begun by a turn, and left to the drive loop
+        self._latest: Connection | None = None  # who asked for something last,
+        self._alone = 0  # and how many times nobody else did
+        self._alarm = float("inf")  # when it is woken at the latest
+        self._alarm_changed = trio.Event()
         self._stop = trio.Event()
         self._stopping = False
         self._drained = trio.Event()  # everything that was asked before the stop is answered
@@ -94,9 +108,6 @@ class Server:
         self._slow_until = 0.0
 
     # --- what connections ask of it -----------------------------------------------------------
-
-    def wake(self) -> None:
-        self._woken.set()
 
     def ready(self, connection: Connection) -> None:
         self._ready.add(connection)
@@ -128,55 +139,113 @@ class Server:
     async def _drive(
         self, syncs: SyncThread, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        driver = self.driver
         task_status.started()
         while not (self._stopping and not self.broker.waiting):
-            if not self.broker.waiting:
+            if not self.broker.waiting and self._flight is None:
                 await self._sleep()
             # Connections that are ready run once before the frame is closed, so that their
             # requests share its sync: without this, an inline sync groups nothing.
             await trio.lowlevel.checkpoint()
-            flight = driver.begin()
-            while flight is not None:
-                driver.finish(flight, await self._wait(syncs, flight))
-                self._after()
-                await trio.lowlevel.checkpoint()
-                flight = driver.begin()
+            flight, self._flight = self._flight or self.driver.begin(), None
+            if flight is not None:
+                if self._inline(flight):
+                    outcome, took = timed_wait(self.driver.journal, flight.number)
+                else:
+                    outcome, took = await syncs.wait(flight.number)
+                self._land(flight, outcome, took)
             self._after()
-            self._keep_up()
         self._drained.set()
 
-    async def _sleep(self) -> None:
-        self._woken = trio.Event()
-        deadline = self.driver.deadline()
-        with trio.CancelScope(deadline=float("inf") if deadline is None else deadline):
-            await self._woken.wait()
+    def _turn(self) -> None:
+        """One turn of the drive loop while it sleeps, without waking it."""
+        flight = self.driver.begin()
+        if flight is not None and not self._inline(flight):
+            self._flight = flight
+        elif flight is not None:
+            self._land(flight, *timed_wait(self.driver.journal, flight.number))
+        self._after()
 
-    async def _wait(self, syncs: SyncThread, flight: Flight) -> Outcome:
-        """Wait for a flight where it costs least: here, or in the thread."""
-        small = flight.bytes <= INLINE_BYTES_MAX and (
-            flight.decided is None or len(flight.decided.replies) <= INLINE_REPLIES_MAX
-        )
-        now = time.monotonic()
-        fast = self._sync_average <= INLINE_SECONDS_MAX and now >= self._slow_until
-        if small and fast:
-            outcome = self.driver.journal.wait(flight.number)
-        else:
-            outcome = await syncs.wait(flight.number)
-        took = time.monotonic() - now
-        if small:
+    async def _sleep(self) -> None:
+        """Until ``wake``, or until the driver's deadline."""
+        self._set_alarm()
+        self._sleeper = trio.lowlevel.current_task()
+
+        def abort(_raise_cancel: object) -> trio.lowlevel.Abort:
+            self._sleeper = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(abort)
+
+    def wake(self, connection: Connection | None = None) -> None:
+        """There may be something to drive; ``connection``: whose requests it is."""
+        sleeper, self._sleeper = self._sleeper, None
+        if sleeper is None:
+            return
+        # A client that has been alone for a while shares no frame with anybody: two task switches
+        # would be half of what its append costs here.
+        self._alone = self._alone + 1 if connection is self._latest else 0
+        self._latest = connection
+        if self._alone >= ALONE_MIN:
+            self._turn()
+            if not self.broker.waiting and self._flight is None:
+                self._sleeper = sleeper
+                self._set_alarm()
+                return
+        trio.lowlevel.reschedule(sleeper)
+
+    def _set_alarm(self) -> None:
+        deadline = self.driver.deadline()
+        if deadline is not None and deadline < self._alarm:
+            self._alarm = deadline
+            self._alarm_changed.set()
+
+    async def _ring_alarms(self) -> None:
+        """Wake the drive loop at the driver's deadlines.
+
+        A task of its own: most deadlines move on before they come, and a scope around every sleep
+        of the drive loop would cost more than all that it does for one small append.
+        """
+        while True:
+            self._alarm_changed = trio.Event()
+            with trio.CancelScope(deadline=self._alarm) as scope:
+                await self._alarm_changed.wait()
+            if scope.cancelled_caught:
+                deadline = self.driver.deadline()
+                self._alarm = float("inf") if deadline is None else deadline
+                if self._alarm <= trio.current_time():
+                    self._alarm = float("inf")  # set anew when the drive loop goes to sleep
+                    self.wake()
+
+    def _inline(self, flight: Flight) -> bool:
+        """Whether to wait for this flight here, or in the thread: where it costs least."""
+        fast = self._sync_average <= INLINE_SECONDS_MAX and time.monotonic() >= self._slow_until
+        return fast and self._small(flight)
+
+    @staticmethod
+    def _small(flight: Flight) -> bool:
+        replies = len(flight.decided.replies) if flight.decided is not None else 0
+        return flight.bytes <= INLINE_BYTES_MAX and replies <= INLINE_REPLIES_MAX
+
+    def _land(self, flight: Flight, outcome: Outcome, took: float) -> None:
+        """The wait for a flight ended, and the disk took so many seconds."""
+        if self._small(flight):
             self._sync_average += (took - self._sync_average) / _AVERAGE_OVER
-        if took > SLOW_SECONDS and small:
-            self._slow_until = now + took + SLOW_PAUSE_SECONDS
-        return outcome
+            if took > SLOW_SECONDS:
+                self._slow_until = time.monotonic() + SLOW_PAUSE_SECONDS
+        self.driver.finish(flight, outcome)
 
     def _after(self) -> None:
-        """Show readers what they can see now, and send what has piled up: one send a connection."""
+        """Show readers what they can see now, and send what has piled up."""
         raised = self.broker.books.raised
         while raised:
             log = raised.pop()
             for connection in list(self._readers.get(log, ())):
                 connection.raised(log)
+        self.flush()
+        self._keep_up()
+
+    def flush(self) -> None:
+        """Send what has piled up: one send a connection."""
         while self._ready:
             self._ready.pop().flush()
 
@@ -242,35 +311,45 @@ class Server:
         Cancelling it instead is a crash: what was acknowledged is safe, and nothing else is done.
         """
         self.urls = [_url_of(listener) for listener in listeners]
-        syncs = SyncThread(self.driver.journal)
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
+                syncs = SyncThread(self.driver.journal)
                 nursery.start_soon(trio.to_thread.run_sync, syncs.run)
-                flight = self.driver.open()
-                if flight is not None:
-                    self.driver.finish(flight, self.driver.journal.wait(flight.number))
-                await nursery.start(self._drive, syncs)
-                async with trio.open_nursery() as accepting:
-                    for listener in listeners:
-                        accepting.start_soon(self._accept, listener, accepting)
-                    task_status.started()
-                    await self._stop.wait()
-                    self._stopping = True
-                    accepting.cancel_scope.cancel()
-                self.wake()
-                with trio.move_on_after(STOP_SECONDS):
-                    await self._drained.wait()
-                    for connection in self._connections:
-                        await connection.sent()
-                for connection in self._connections:
-                    connection.close()
-                syncs.end()
+                try:
+                    await self._run(listeners, syncs, task_status)
+                finally:
+                    syncs.end()  # in the nursery: it waits for the thread, also when cancelled
         finally:
-            syncs.end()
             for listener in listeners:
                 listener.close()
         self.driver.checkpoint()
+
+    async def _run(
+        self,
+        listeners: Sequence[socket.socket],
+        syncs: SyncThread,
+        task_status: trio.TaskStatus[None],
+    ) -> None:
+        assert self._nursery is not None
+        flight = self.driver.open()
+        if flight is not None:
+            self.driver.finish(flight, self.driver.journal.wait(flight.number))
+        await self._nursery.start(self._drive, syncs)
+        async with trio.open_nursery() as accepting:
+            for listener in listeners:
+                accepting.start_soon(self._accept, listener, accepting)
+            task_status.started()
+            await self._stop.wait()
+            self._stopping = True
+            accepting.cancel_scope.cancel()
+        self.wake()
+        with trio.move_on_after(STOP_SECONDS):
+            await self._drained.wait()
+            for connection in self._connections:
+                await connection.sent()
+        for connection in self._connections:
+            connection.close()
 
     def stop(self) -> None:
         """End ``run``; from a task of the same loop."""
@@ -301,7 +380,7 @@ async def serve(config: Config) -> None:
         listeners = [listen.bind() for listen in config.listen]
         began = time.monotonic()
         files = Disk(config.data_dir)
-        driver = open_driver(files, config.limits, clock=time.monotonic, wall=time.time_ns)
+        driver = open_driver(files, config.limits, clock=trio.current_time, wall=time.time_ns)
         server = Server(driver)
         async with trio.open_nursery() as nursery:
             with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:

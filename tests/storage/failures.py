@@ -81,6 +81,8 @@ class Life:
         if self._acked_at_failure < 0:
             self._acked_at_failure = self._acked()
             self.syncs_at_failure = self.disk.calls["sync"]
+        elif server.in_upkeep:
+            self.syncs_at_failure = self.disk.calls["sync"]
         elif self._acked() != self._acked_at_failure:
             self.wrong.append("something was acknowledged after writing had ended")
         elif self.disk.calls["sync"] != self.syncs_at_failure:

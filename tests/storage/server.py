@@ -92,6 +92,7 @@ class Server:
         self.history = history if history is not None else History()
         self.clock = clock or Clock()
         self.peer = Asker()
+        self.in_upkeep = False
         limits = Limits(parse_policy(policy), journal_file_bytes=file_bytes)
         self.driver: Driver = open_driver(
             disk, limits, clock=self.clock.monotonic, wall=self.clock.wall
@@ -248,6 +249,17 @@ class Server:
 
     def checkpoint(self) -> None:
         self.driver.checkpoint()
+        self.note_seen()
+
+    def checkpoint_beside(self, work: Callable[[], None]) -> None:
+        """A checkpoint that is decided now and made while other work goes on."""
+        job = self.driver.begin_checkpoint() if self.failed is None else None
+        work()
+        if job is not None:
+            # It is in a thread of its own: that writing has ended meanwhile does not stop it.
+            self.in_upkeep = True
+            self.driver.finish_checkpoint(drivers.attempt(job))
+            self.in_upkeep = False
         self.note_seen()
 
     # --- looking ------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 from tests.storage.explore import Depth, Explorer, Workload
-from tests.storage.workloads import everything, later, periodic
+from tests.storage.workloads import beside, everything, later, periodic
 
 CI = Depth(enumerate_max=5, samples=40, nested=170, continued=170, rotten=7, lives=3)
 LONG = Depth(enumerate_max=10, samples=1000, nested=200, continued=200, rotten=5, lives=4)
@@ -22,7 +22,7 @@ def explored(workload: Workload, depth: Depth, capsys: pytest.CaptureFixture[str
     return explorer
 
 
-@pytest.mark.parametrize("workload", [everything, periodic])
+@pytest.mark.parametrize("workload", [everything, periodic, beside])
 def test_after_any_crash_what_was_acknowledged_is_there(
     workload: Workload, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -32,7 +32,7 @@ def test_after_any_crash_what_was_acknowledged_is_there(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workload", [everything, periodic])
+@pytest.mark.parametrize("workload", [everything, periodic, beside])
 def test_after_any_crash_what_was_acknowledged_is_there_tried_longer(
     workload: Workload, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,12 +12,12 @@ from tests.storage.explore import Workload
 from tests.storage.failures import every
 from tests.storage.server import ROLL, Server
 from tests.storage.simdisk import PAGE, Choice, Failure, Fill, SimDisk
-from tests.storage.workloads import everything, periodic
+from tests.storage.workloads import beside, everything, periodic
 
 EIO, ENOSPC, EDQUOT = errno.EIO, errno.ENOSPC, errno.EDQUOT
 
 
-@pytest.mark.parametrize("workload", [everything, periodic])
+@pytest.mark.parametrize("workload", [everything, periodic, beside])
 def test_whichever_sync_fails_writing_ends_and_nothing_acknowledged_is_lost(
     workload: Workload,
 ) -> None:
@@ -27,7 +27,7 @@ def test_whichever_sync_fails_writing_ends_and_nothing_acknowledged_is_lost(
 
 
 @pytest.mark.parametrize(
-    "kind", ["sync_directory", "write", "rename", "create", "unlink", "truncate", "allocate", "open"]
+    "kind", ["sync_directory", "write", "rename", "create", "unlink", "truncate", "allocate", "open", "read"]
 )
 def test_whichever_other_call_fails_nothing_acknowledged_is_lost(kind: str) -> None:
     wrong = every(everything, kind, (EIO, Failure.EXT4))

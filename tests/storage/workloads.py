@@ -71,6 +71,35 @@ def periodic(server: Server, payload: Payloads) -> None:
     server.batch("a", payload(10))
 
 
+def beside(server: Server, payload: Payloads) -> None:
+    """Checkpoints that are made while appends, rolls, trims, creations and deletions go on."""
+    server.create("a", sync="always", file_roll_size=ROLL)
+    server.create("n", sync="never", file_roll_size=ROLL)
+    server.create("d", sync="never", file_roll_size=ROLL)
+    server.claim("a", "c")
+    for step in range(3):
+        server.batch("n", payload(1900))
+        server.batch("a", payload(2500), payload(100))
+    server.batch("d", payload(200))
+
+    def work() -> None:
+        server.batch("n", payload(700))
+        server.batch("a", payload(3000))
+        server.create("e", sync="always", file_roll_size=ROLL)
+        server.batch("e", payload(600))
+        server.commit("a", "c", 3)
+        server.trim("a", 4)
+        server.delete("d")
+        server.batch("n", payload(2200))
+
+    server.checkpoint_beside(work)
+    server.batch("a", payload(1000))
+    server.checkpoint_beside(lambda: server.trim("n", 3))
+    server.batch("n", payload(800))
+    server.checkpoint_beside(lambda: server.delete("e"))
+    server.batch("a", payload(10))
+
+
 def later(server: Server, payload: Payloads) -> None:
     """What a recovered server goes on with, whatever it found."""
     logs = sorted(server.ids)

@@ -1,0 +1,67 @@
+"""How many records a second can one client append, under each sync policy?"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Final
+
+import rlog_client as rlog
+
+from . import limits
+from .harness import MIB, POLICIES, Bench, Case, Server, rate, values
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+BYTES: Final = 96 * MIB  # of a case
+GOALS: Final = {("always", 100, "send"): "goal: 1,500,000"}
+
+
+def case(client: rlog.Client, policy: str, size: int, how: str) -> Callable[[], float]:
+    column = values(size, min(50_000, BYTES // size))
+    times = BYTES // size // len(column)
+
+    def run() -> float:
+        log = client.log("bench", create=True, sync=policy)
+        with log.producer() as producer:
+
+            def send() -> None:
+                for _ in range(times):
+                    for value in column:
+                        producer.send(value)
+                producer.flush()
+
+            def extend() -> None:
+                for _ in range(times):
+                    producer.extend(column)
+                producer.flush()
+
+            found = rate(times * len(column), send if how == "send" else extend)
+        log.wait_synced(log.info().end)  # what a lax policy left to do is nobody else's burden
+        log.delete()
+        return found
+
+    return run
+
+
+def main() -> None:
+    question = "How many records a second can one client append, under each sync policy?"
+    with Bench(question, 5) as bench, Server(bench.directory()) as server:
+        bench.pids = (server.pid,)
+        with rlog.connect(server.url) as client:
+            for size in (100, 1024):
+                cases = [
+                    Case(
+                        f"{how}, sync {policy}",
+                        case(client, policy, size, how),
+                        GOALS.get((policy, size, how), ""),
+                    )
+                    for policy in POLICIES
+                    for how in ("send", "extend")
+                ]
+                title = f"append of {size} B, acknowledged, one client, loopback TCP"
+                bench.run(title, "records/s", [*cases, *limits.streaming(bench, size)])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

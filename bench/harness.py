@@ -1,0 +1,290 @@
+"""What every bench shares: a server of its own, a quiet machine, interleaved rounds, medians.
+
+A figure is worth what is known about the run that it comes from. So every report names the machine,
+the file system and the sync policy; memory is warmed first (on a virtual machine, a page that the
+host has taken back costs more than the write into it); and each round says how much processor
+time went to anybody else. No bench asserts: a figure is read, beside the limits of its own run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import mmap
+import multiprocessing
+import os
+import platform
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
+
+import rlog_client
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+POLICIES: Final = ("always", "periodic:1s", "bytes:1MiB", "never")
+MIB: Final = 1 << 20
+WARM_MIB: Final = 1024
+QUIET: Final = 0.10  # of one processor, by others: below it, the machine counts as idle
+_PATIENCE_SECONDS: Final = 10.0  # for the machine to become idle, before each round
+_TICKS: Final = os.sysconf("SC_CLK_TCK")
+_RLOG: Final = os.environ.get("DEV_RLOG") or str(Path(sys.executable).with_name("rlog"))
+
+
+# --- the machine ------------------------------------------------------------------------------
+
+
+def machine(directory: str) -> dict[str, str]:
+    cpus = [line for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
+    model = cpus[0].partition(":")[2].strip() if cpus else platform.machine()
+    return {
+        "machine": f"{model}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "disk": f"{_file_system(directory)} at {directory}",
+        "load": " ".join(f"{load:.2f}" for load in os.getloadavg()),
+    }
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
+
+
+def _file_system(directory: str) -> str:
+    """The type of the file system that ``directory`` is on."""
+    path = f"{os.path.realpath(directory)}/"
+    best = ("", "unknown file system")
+    for line in _lines("/proc/mounts"):
+        _device, mount, kind = line.split()[:3]
+        if path.startswith(mount.rstrip("/") + "/") and len(mount) >= len(best[0]):
+            best = (mount, kind)
+    return best[1]
+
+
+def warm(mib: int = WARM_MIB) -> float:
+    """Touch as much memory, so that the host has given it to us; the seconds that it took."""
+    began = time.monotonic()
+    with mmap.mmap(-1, mib * MIB) as memory:
+        for at in range(0, len(memory), mmap.PAGESIZE):
+            memory[at] = 1
+    return time.monotonic() - began
+
+
+class Clock:
+    """Seconds, and what others than this process and its children used of the processors."""
+
+    def __init__(self, *pids: int) -> None:
+        children = (child.pid or 0 for child in multiprocessing.active_children())
+        self._pids = (os.getpid(), *children, *pids)
+        self._began = time.monotonic()
+        self._busy = _busy() - sum(map(_used, self._pids))
+
+    def others(self) -> float:
+        """Processors that others used since, on average."""
+        seconds = time.monotonic() - self._began
+        busy = _busy() - sum(map(_used, self._pids)) - self._busy
+        return max(0.0, busy / seconds)
+
+
+def _busy() -> float:
+    """Processor seconds that were used, by anybody, since the machine started."""
+    for line in _lines("/proc/stat")[:1]:
+        user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, line.split()[1:9])
+        return (user + nice + system + irq + softirq + steal) / _TICKS
+    return 0.0
+
+
+def _used(pid: int) -> float:
+    """Processor seconds that a process and its children that have ended used."""
+    for line in _lines(f"/proc/{pid}/stat")[:1]:
+        return sum(map(int, line.rpartition(")")[2].split()[11:15])) / _TICKS
+    return 0.0
+
+
+def settle() -> bool:
+    """Wait for a moment at which nobody else works; False if none came."""
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while time.monotonic() < deadline:
+        clock = Clock()
+        time.sleep(0.25)
+        if clock.others() < QUIET:
+            return True
+    return False
+
+
+# --- the server -------------------------------------------------------------------------------
+
+
+class Server:
+    """``rlog serve`` as a process of its own, on loopback TCP, over ``directory``."""
+
+    def __init__(self, directory: str, sync: str = "always") -> None:
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            self.port = probe.getsockname()[1]
+        self.url = f"rlog://127.0.0.1:{self.port}"
+        self._log = Path(directory).with_suffix(".server-log")
+        command = [_RLOG, "serve", "--data-dir", directory, "--sync", sync]
+        began = time.monotonic()
+        with self._log.open("a") as output:
+            self._process = subprocess.Popen(
+                [*command, "--listen", f"127.0.0.1:{self.port}"],
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        self.pid = self._process.pid
+        try:
+            self._await()
+        except BaseException:
+            self.kill()
+            raise
+        self.start_seconds = time.monotonic() - began
+
+    def _await(self) -> None:
+        """Until it answers."""
+        deadline = time.monotonic() + 60.0
+        while True:
+            try:
+                rlog_client.connect(self.url).close()
+                return
+            except rlog_client.ConnectionLost:
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    raise SystemExit(f"the server did not start:\n{self._log.read_text()}") from None
+                time.sleep(0.002)
+
+    def stop(self) -> None:
+        """A clean stop."""
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(30.0)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._process.poll() is None:
+            self.stop()
+
+
+# --- rounds -----------------------------------------------------------------------------------
+
+
+class Case(NamedTuple):
+    """``run`` returns one figure. ``goal``: what it should reach, as text."""
+
+    name: str
+    run: Callable[[], float]
+    goal: str = ""
+
+
+class Result(NamedTuple):
+    name: str
+    figures: list[float]
+    goal: str
+
+    @property
+    def median(self) -> float:
+        return median(self.figures)
+
+
+class Bench:
+    """One script's run: its options, its directory, its report."""
+
+    def __init__(self, question: str, rounds: int, *options: tuple[str, Any, str]) -> None:
+        """``options``: (name, default, help) of further ones, all numbers."""
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        parser = argparse.ArgumentParser(description=question)
+        parser.add_argument("--rounds", type=int, default=rounds, help="interleaved (%(default)s)")
+        parser.add_argument("--dir", help="where to make the temporary directory")
+        parser.add_argument("--json", metavar="FILE", help="write all figures there, too")
+        for name, default, text in options:
+            kind = type(default)
+            parser.add_argument(f"--{name}", type=kind, default=default, help=f"{text} (%(default)s)")
+        self.options = parser.parse_args()
+        self._scratch = tempfile.TemporaryDirectory(prefix="rlog-bench-", dir=self.options.dir)
+        self._tables: list[dict[str, Any]] = []
+        self._machine = machine(os.path.dirname(self._scratch.name))
+        print(f"\n{question}")
+        self.pids: tuple[int, ...] = ()  # whose work is ours
+        seconds = warm()
+        self._machine["memory"] = f"{WARM_MIB} MiB warmed in {seconds:.1f} s"
+        for name, text in self._machine.items():
+            print(f"  {name + ':':9}{text}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._scratch.cleanup()
+        if self.options.json and exception[0] is None:
+            report = {"machine": self._machine, "tables": self._tables}
+            Path(self.options.json).write_text(json.dumps(report, indent=2) + "\n")
+
+    def directory(self, name: str = "data") -> str:
+        return f"{self._scratch.name}/{name}"
+
+    def run(self, title: str, unit: str, cases: Sequence[Case]) -> list[Result]:
+        """Every case once a round, medians of the rounds, and a table of them."""
+        results = [Result(case.name, [], case.goal) for case in cases]
+        others = []
+        for _ in range(self.options.rounds):
+            settle()
+            clock = Clock(*self.pids)
+            for case, result in zip(cases, results, strict=True):
+                result.figures.append(case.run())
+            others.append(clock.others())
+        width = max(len(case.name) for case in cases)
+        noise = f"others used {median(others):.2f} processors, at most {max(others):.2f}"
+        print(f"\n  {title}, {unit}: {self.options.rounds} rounds; {noise}")
+        print(f"  {'':{width}} {'median':>12} {'lowest':>12} {'highest':>12}")
+        for result in results:
+            figures = (result.median, min(result.figures), max(result.figures))
+            print(f"  {result.name:{width}}", *(f"{readable(f):>12}" for f in figures), result.goal)
+        self._tables.append(
+            {
+                "title": title,
+                "unit": unit,
+                "others": others,
+                "results": {result.name: result.figures for result in results},
+            }
+        )
+        return results
+
+    def note(self, text: str) -> None:
+        print(f"  {text}")
+        self._tables.append({"note": text})
+
+
+def readable(figure: float) -> str:
+    return f"{figure:,.0f}" if figure >= 1000 else f"{figure:.3g}"
+
+
+def values(size: int, count: int = 50_000) -> list[bytes]:
+    """Distinct values of ``size`` bytes, which lie apart in memory as those of a user do."""
+    return [b"%016d" % number * (size // 16) + b"." * (size % 16) for number in range(count)]
+
+
+def rate(count: int, work: Callable[[], object]) -> float:
+    """``count`` of whatever ``work`` does, per second."""
+    began = time.perf_counter()
+    work()
+    return count / (time.perf_counter() - began)
+
+
+def percentile(seconds: Sequence[float], share: float) -> float:
+    return sorted(seconds)[min(len(seconds) - 1, int(len(seconds) * share))]

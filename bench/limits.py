@@ -1,0 +1,210 @@
+"""What do this machine, its kernel and its disk allow? The other benches print these beside theirs."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import socket
+import sys
+import time
+from typing import TYPE_CHECKING, Final
+
+import trio
+from crc32c import crc32c
+
+from rlog_client import batch
+
+from .harness import MIB, Bench, Case, percentile, rate, values
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+REQUEST_BYTES: Final = 300  # about what one append of 100 bytes is on the wire, and in a frame
+FILE_BYTES: Final = 64 * MIB
+_PAGE: Final = 4096
+
+
+@contextlib.contextmanager
+def _child(serve: Callable[[socket.socket], None]) -> Iterator[socket.socket]:
+    """A connection to another process, which runs ``serve`` on its end."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        child = multiprocessing.get_context("fork").Process(target=serve, args=(listener,))
+        child.start()
+        try:
+            with socket.create_connection(listener.getsockname()) as connection:
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                yield connection
+            child.join(10.0)
+        finally:
+            child.kill()
+            child.join()
+
+
+def _echo(listener: socket.socket) -> None:
+    async def echo() -> None:
+        with listener.accept()[0] as connection:
+            connection.setblocking(False)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            while True:
+                await trio.lowlevel.wait_readable(connection)
+                data = connection.recv(65536)
+                if not data:
+                    return
+                connection.send(data)
+
+    trio.run(echo)
+
+
+def _sink(listener: socket.socket) -> None:
+    with listener.accept()[0] as connection:
+        room = memoryview(bytearray(MIB))
+        while connection.recv_into(room):
+            pass
+
+
+class PingPong:
+    """A blocking client of a trio echo server: the least that one request and answer cost."""
+
+    def __init__(self) -> None:
+        self._stack = contextlib.ExitStack()
+        self._socket = self._stack.enter_context(_child(_echo))
+        self._message = b"x" * REQUEST_BYTES
+
+    def once(self) -> None:
+        self._socket.sendall(self._message)
+        got = 0
+        while got < len(self._message):
+            got += len(self._socket.recv(65536))
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+class SyncedWrite:
+    """Writes into a file that was written before, each in pages of its own, each synced."""
+
+    def __init__(self, path: str, size: int) -> None:
+        self._buffer = b"x" * size
+        self._step = -(-size // _PAGE) * _PAGE
+        self._at = 0
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        for at in range(0, FILE_BYTES, MIB):
+            os.pwrite(self._fd, bytes(MIB), at)
+        os.fsync(self._fd)
+
+    def once(self) -> None:
+        os.pwritev(self._fd, [self._buffer], self._at)
+        os.fdatasync(self._fd)
+        self._at = (self._at + self._step) % FILE_BYTES
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+def times(count: int, once: Callable[[], object]) -> list[float]:
+    """Seconds of each of ``count`` runs of ``once``."""
+    taken = []
+    for _ in range(count):
+        began = time.perf_counter()
+        once()
+        taken.append(time.perf_counter() - began)
+    return taken
+
+
+def loopback(mib: int = 512) -> float:
+    """MiB/s through a TCP connection to another process."""
+    piece = bytes(MIB)
+    with _child(_sink) as connection:
+
+        def send() -> None:
+            for _ in range(mib):
+                connection.sendall(piece)
+
+        return rate(mib, send)
+
+
+def checksum(mib: int = 512) -> float:
+    piece = values(MIB, 1)[0]
+    return rate(mib, lambda: [crc32c(piece) for _ in range(mib)])
+
+
+def pack(size: int = 100, count: int = 500_000) -> float:
+    """Records/s into batches of 1 MiB, with their checksums."""
+    column = values(size, MIB // size)
+    runs = max(1, count // len(column))
+    return rate(runs * len(column), lambda: [batch.encode(column) for _ in range(runs)])
+
+
+def unpack(size: int = 100, count: int = 500_000) -> float:
+    """Records/s out of batches of 1 MiB, with their checksums."""
+    column = values(size, MIB // size)
+    encoded = batch.encode(column)
+    header, body = batch.parse_header(encoded), memoryview(encoded)[batch.HEADER_BYTES :]
+    runs = max(1, count // len(column))
+    return rate(runs * len(column), lambda: [batch.decode(header, body) for _ in range(runs)])
+
+
+def streaming(bench: Bench, size: int) -> list[Case]:
+    """The limits of moving records of ``size`` bytes in bulk."""
+    large = SyncedWrite(bench.directory("limit"), MIB)
+    return [
+        Case(f"limit: loopback of {size} B", lambda: loopback() * MIB / size),
+        Case(f"limit: synced write of {size} B, by MiB", lambda: _bulk(large) * MIB / size),
+        Case(f"limit: CRC32C of {size} B", lambda: checksum() * MIB / size),
+        Case(f"limit: pack {size} B", lambda: pack(size)),
+        Case(f"limit: unpack {size} B", lambda: unpack(size)),
+    ]
+
+
+def _bulk(write: SyncedWrite, mib: int = 128) -> float:
+    """MiB/s of synced writes of 1 MiB each."""
+    return 1 / percentile(times(mib, write.once), 0.5)
+
+
+def main() -> None:
+    with Bench("What do this machine, its kernel and its disk allow?", 5) as bench:
+        ping = PingPong()
+        small = SyncedWrite(bench.directory("small"), REQUEST_BYTES)
+        pages = SyncedWrite(bench.directory("pages"), 2 * _PAGE)
+        large = SyncedWrite(bench.directory("large"), MIB)
+
+        def micros(once: Callable[[], object], share: float) -> Callable[[], float]:
+            return lambda: percentile(times(500, once), share) * 1e6
+
+        bench.run(
+            "one at a time",
+            "µs",
+            [
+                Case("ping-pong of 300 B against a trio echo, p50", micros(ping.once, 0.50)),
+                Case("the same, p99", micros(ping.once, 0.99)),
+                Case("synced write of 300 B, recycled, p50", micros(small.once, 0.50)),
+                Case("the same, p99", micros(small.once, 0.99)),
+                Case("synced write of 8 KiB, recycled, p50", micros(pages.once, 0.50)),
+                Case("synced write of 1 MiB, recycled, p50", micros(large.once, 0.50)),
+            ],
+        )
+        bench.run(
+            "bytes",
+            "MiB/s",
+            [
+                Case("loopback TCP between two processes", loopback),
+                Case("synced writes of 1 MiB, recycled", lambda: _bulk(large)),
+                Case("CRC32C", checksum),
+            ],
+        )
+        bench.run(
+            "records in batches of 1 MiB, checksums included",
+            "records/s",
+            [
+                Case("pack 100 B", pack),
+                Case("unpack 100 B", unpack),
+                Case("pack 1 KiB", lambda: pack(1024)),
+                Case("unpack 1 KiB", lambda: unpack(1024)),
+            ],
+        )
+        ping.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,232 @@
+"""What all verbs share: flags that also come from the environment, and the settings they make.
+
+Every flag reads ``RLOG_`` and its long name, whatever the verb: ``--data-dir`` is RLOG_DATA_DIR.
+The common ones may stand before the verb or behind it; the one nearer to the end counts.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+import rlog_client
+from rlog_client import GLOBAL, Global
+from rlog_client.model import GLOBAL_ID
+from rlog_client.transport import parse_url
+
+from ..policy import parse_bytes, parse_policy, parse_seconds
+from .output import Output
+from .template import InvalidTemplate, compile_template
+from .whence import InvalidWhence, Place, parse
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from rlog_client import Client, Record
+
+TIMEOUT_SECONDS: Final = 10.0
+FunctionT = TypeVar("FunctionT", bound="Callable[..., Any]")
+
+
+class Settings:
+    """What the common flags say. ``main`` makes one, the flags fill it in."""
+
+    def __init__(self) -> None:
+        self.addr: str | None = None
+        self.timeout: float | None = TIMEOUT_SECONDS
+        self.output: Any = None
+        self.quiet = False
+        self.verbose = False
+        self.color = "auto"
+
+    @property
+    def out(self) -> Output:
+        return Output(
+            form=self.output,
+            quiet=self.quiet,
+            verbose=self.verbose,
+            color=self.color,
+            no_color=bool(os.environ.get("NO_COLOR")),
+        )
+
+    @property
+    def url(self) -> str | None:
+        """Checked here, so that a bad one is a mistake in usage."""
+        try:
+            return str(parse_url(self.addr))
+        except ValueError as error:
+            raise click.UsageError(f"--addr {error}") from None
+
+    @contextmanager
+    def client(self) -> Iterator[Client]:
+        with rlog_client.connect(self.url, timeout=self.timeout) as client:
+            yield client
+
+
+def confirm(settings: Settings, what: str, yes: bool) -> None:
+    """Ask before something is destroyed: a person at a terminal; anyone else has to say --yes."""
+    if yes:
+        return
+    if not (sys.stdin.isatty() and os.isatty(2)):
+        raise click.UsageError(f"{what}: this cannot be undone; say --yes")
+    if not click.confirm(f"{what}: this cannot be undone. Go on?", err=True):
+        raise click.Abort
+
+
+# --- types ----------------------------------------------------------------------------------
+
+
+class _Size(click.ParamType):
+    name = "size"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int:
+        number = value if isinstance(value, int) else parse_bytes(value)
+        if number is None or number < 1:
+            self.fail(f"{value!r}: a size is a number of bytes, with KiB, MiB or GiB", param, ctx)
+        return number
+
+
+class _Seconds(click.ParamType):
+    name = "seconds"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        number = value if isinstance(value, float) else parse_seconds(value)
+        if number is None or number <= 0:
+            self.fail(f"{value!r}: a duration is more than 0: 10, 1.5s, 250ms, 2m", param, ctx)
+        return number
+
+
+class _Sync(click.ParamType):
+    name = "policy"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str:
+        try:
+            return parse_policy(value).text
+        except rlog_client.InvalidRequest as error:
+            self.fail(str(error), param, ctx)
+
+
+class _Whence(click.ParamType):
+    name = "whence"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Place:
+        if not isinstance(value, str):
+            return value  # type: ignore[no-any-return]
+        try:
+            return parse(value, time.time_ns())
+        except InvalidWhence as error:
+            self.fail(str(error), param, ctx)
+
+
+class _Template(click.ParamType):
+    name = "template"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Callable[[Sequence[Record]], bytes]:
+        if not isinstance(value, str):
+            return value  # type: ignore[no-any-return]
+        try:
+            return compile_template(value)
+        except InvalidTemplate as error:
+            self.fail(str(error), param, ctx)
+
+
+class _Consumer(click.ParamType):
+    name = "id"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str | Global:
+        return GLOBAL if value == GLOBAL_ID else value
+
+
+SIZE: Final = _Size()
+SECONDS: Final = _Seconds()
+SYNC: Final = _Sync()
+WHENCE: Final = _Whence()
+TEMPLATE: Final = _Template()
+CONSUMER: Final = _Consumer()
+
+
+# --- flags ----------------------------------------------------------------------------------
+
+
+def variable_of(declarations: Sequence[str]) -> str | None:
+    """RLOG_DATA_DIR for --data-dir."""
+    for declaration in declarations:
+        if declaration.startswith("--"):
+            name = declaration.split("/")[0].removeprefix("--")
+            return f"RLOG_{name.replace('-', '_').upper()}"
+    return None
+
+
+def option(*declarations: str, **attributes: Any) -> Callable[[FunctionT], FunctionT]:
+    """A flag that also reads its variable."""
+    attributes.setdefault("envvar", variable_of(declarations))
+    return click.option(*declarations, **attributes)
+
+
+def _remember(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+    if value not in (None, False) and param.name is not None:
+        setattr(ctx.ensure_object(Settings), param.name, value)
+
+
+# Declarations and attributes of the flags of every verb.
+_COMMON: Final[tuple[tuple[tuple[str, ...], dict[str, Any]], ...]] = (
+    (("-a", "--addr"), {"metavar": "URL", "help": "rlog://HOST[:PORT] or rlog+unix:///PATH."}),
+    (("--timeout",), {"type": SECONDS, "help": "For connecting, and for each request."}),
+    (("-o", "--output"), {"type": click.Choice(["table", "json", "jsonl"])}),
+    (("-q", "--quiet"), {"is_flag": True, "help": "No talk on stderr, but for errors."}),
+    (("-v", "--verbose"), {"is_flag": True, "help": "More of it."}),
+    (("--color",), {"type": click.Choice(["auto", "always", "never"])}),
+)
+
+
+def _common(*, environment: bool) -> list[click.Parameter]:
+    """Only the outermost ones read the environment: else it would overrule a flag before the verb."""
+    return [
+        click.Option(
+            list(declarations),
+            expose_value=False,
+            callback=_remember,
+            envvar=variable_of(declarations) if environment else None,
+            **attributes,
+        )
+        for declarations, attributes in _COMMON
+    ]
+
+
+class Command(click.Command):
+    def __init__(self, *args: Any, **attributes: Any) -> None:
+        super().__init__(*args, **attributes)
+        self.params.extend(_common(environment=False))
+
+
+class Group(click.Group):
+    command_class = Command
+
+    def __init__(self, *args: Any, environment: bool = False, **attributes: Any) -> None:
+        super().__init__(*args, **attributes)
+        self.params.extend(_common(environment=environment))
+
+
+Group.group_class = Group
+
+
+def command(**attributes: Any) -> Callable[[Callable[..., Any]], Command]:
+    """A verb. Its function takes the settings first."""
+
+    def decorate(function: Callable[..., Any]) -> Command:
+        return click.command(cls=Command, **attributes)(pass_settings(function))
+
+    return decorate
+
+
+def pass_settings(function: FunctionT) -> FunctionT:
+    return click.make_pass_decorator(Settings, ensure=True)(function)
+
+
+def fail_empty() -> Callable[[FunctionT], FunctionT]:
+    return option("--fail-empty", is_flag=True, help="Exit 8 when there was nothing.")

@@ -1,0 +1,169 @@
+"""What the command line asks of a server that the client has no public name for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+
+from rlog_client.batch import HEADER_BYTES, Header, InvalidBatch, parse_header
+from rlog_client.errors import CorruptData, TimedOut, Unsupported
+from rlog_client.model import LATEST, Whence, offset
+from rlog_client.protocol import (
+    Damaged,
+    Done,
+    Listing,
+    ListSegments,
+    Ping,
+    Place,
+    Resolve,
+    SegmentInfo,
+    Subscribe,
+    raised,
+)
+from rlog_client.session import LOAN_BYTES
+from rlog_client.transport import until
+
+from .whence import AtCursor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rlog_client import Client, Log, RlogError
+    from rlog_client.protocol import Welcome
+    from rlog_client.session import Chunk
+
+    from .whence import Place as Whereabouts
+
+
+def ping(client: Client) -> None:
+    client._transport.call(Ping(), Done)
+
+
+def address(client: Client) -> str:
+    return str(client._transport.address)
+
+
+def limits(client: Client) -> Welcome:
+    return client._transport.session.limits
+
+
+def segments(log: Log) -> list[SegmentInfo]:
+    call = log._transport.request(ListSegments(log._id), Listing)
+    log._transport.finish(call)
+    try:
+        return msgspec.msgpack.decode(call.payload, type=list[SegmentInfo])
+    except msgspec.MsgspecError as error:
+        raise Unsupported(f"a listing does not decode: {error}") from None
+
+
+def whence_of(log: Log, place: Whereabouts) -> Whence:
+    """A whence that needs no more looking up."""
+    if isinstance(place, AtCursor):
+        return offset(log.cursor(place.consumer_id).info().committed)
+    return place
+
+
+def resolve(log: Log, place: Whereabouts) -> Place:
+    """The offset it means now, and the log's first and end."""
+    return log._transport.call(Resolve(log._id, whence_of(log, place)), Place)
+
+
+class Batch(NamedTuple):
+    """A batch as it is stored. ``position``: of its header in ``file``. The body is not checked yet."""
+
+    file: str
+    position: int
+    header: Header
+    body: memoryview
+
+
+class Batches:
+    """The whole batches of a log from ``begin`` up to ``end``, in order, unchecked but for their headers.
+
+    What the server calls damaged is raised once, and the next call goes on behind it. A loan is
+    open only inside a fetch (see ``rlog_client.source``).
+    """
+
+    def __init__(self, log: Log, begin: int, end: int | None = None) -> None:
+        """``end`` None: the end as it is now. OffsetOutOfRange."""
+        self._log = log
+        self._transport = log._transport
+        self.end = resolve(log, LATEST).end if end is None else end
+        self._place = begin
+        session = self._transport.session
+        self._subscription = session.subscribe(Subscribe(log._id, offset(begin)))
+        self._transport.finish(self._subscription.place)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        while self._place < self.end:
+            batch = self._next()
+            if batch is not None:
+                return batch
+            self._fetch()
+        self._transport.session.unsubscribe(self._subscription)
+        raise StopIteration
+
+    def _fetch(self) -> None:
+        transport, subscription = self._transport, self._subscription
+        transport.session.lend(subscription, LOAN_BYTES)
+        patience = until(transport.timeout)
+        if not transport.wait(lambda: not subscription.loan, patience):
+            raise TimedOut(f"{transport.address} did not answer within {transport.timeout} s")
+        if transport.session.lost is not None:
+            raise transport.session.lost
+        if subscription.error is not None:
+            raise subscription.error
+
+    def _next(self) -> Batch | None:
+        stock = self._subscription.stock
+        while stock:
+            chunk = stock[0]
+            if isinstance(chunk, Damaged):
+                stock.popleft()
+                self._place = chunk.next
+                raise raised(chunk.error)
+            if chunk.at >= len(chunk.payload):
+                stock.popleft()
+                continue
+            batch = self._take(chunk)
+            if batch is not None:
+                return batch
+        return None
+
+    def _take(self, chunk: Chunk) -> Batch | None:
+        at = chunk.at
+        try:
+            header = parse_header(chunk.payload, at)
+        except InvalidBatch as error:
+            self._place = self.end
+            raise self._corrupt(chunk, self.end, str(error)) from None
+        chunk.at += header.bytes
+        if header.base > self._place:
+            raise self._corrupt(chunk, header.base, "records are missing")
+        if header.end <= self._place:
+            return None
+        self._place = header.end
+        body = chunk.payload[at + HEADER_BYTES : at + header.bytes]
+        return Batch(chunk.file, chunk.position + at, header, body)
+
+    def _corrupt(self, chunk: Chunk, end: int, reason: str) -> RlogError:
+        first, self._place = self._place, end
+        return corrupt(self._log.name, first, end, chunk.file, chunk.position + chunk.at, reason)
+
+
+def corrupt(
+    log: str, first: int, end: int, file: str, position: int, reason: str
+) -> CorruptData:
+    return CorruptData(
+        f"log {log}, offsets {first} to {end} ({file}, position {position}): {reason}",
+        log=log,
+        first=first,
+        end=end,
+        file=file,
+        position=position,
+    )
+

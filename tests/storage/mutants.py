@@ -1,0 +1,384 @@
+"""Planted bugs: each switches one rule of the storage off, by rewriting a line of the real code."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import inspect
+import textwrap
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class Edit(NamedTuple):
+    """In ``where`` (module:qualified name), ``old`` becomes ``new``; ``old`` must be there once."""
+
+    where: str
+    old: str
+    new: str
+
+
+class Mutant(NamedTuple):
+    name: str
+    judge: str  # which harness is to catch it: crash, failure or rot
+    edits: tuple[Edit, ...]
+
+
+@contextlib.contextmanager
+def planted(mutant: Mutant) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        for edit in mutant.edits:
+            stack.enter_context(_rewritten(edit))
+        yield
+
+
+@contextlib.contextmanager
+def _rewritten(edit: Edit) -> Iterator[None]:
+    module_name, _, qualified = edit.where.partition(":")
+    module = importlib.import_module(module_name)
+    *outer, name = qualified.split(".")
+    owner: object = module
+    for each in outer:
+        owner = getattr(owner, each)
+    original = inspect.getattr_static(owner, name)
+    source = textwrap.dedent(inspect.getsource(original))
+    assert source.count(edit.old) == 1, (
+        f"{edit.where} holds {edit.old!r} {source.count(edit.old)} times: the mutant has to be rewritten"
+    )
+    changed = source.replace(edit.old, edit.new)
+    # The module's own globals, so that what it looks up later is what it always looks up.
+    made: dict[str, object] = {}
+    code = compile(
+        "from __future__ import annotations\n" + changed, f"<mutant of {edit.where}>", "exec"
+    )
+    exec(code, vars(module), made)
+    setattr(owner, name, made[name])
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
+
+
+JOURNAL = "rlog.journal:LocalJournal"
+DRIVER = "rlog.driver:Driver"
+
+MUTANTS = (
+    Mutant(
+        "no directory sync after a journal file got its number",
+        "crash",
+        (
+            Edit(
+                f"{JOURNAL}._begin_file",
+                "self._files.sync_directory(DIRECTORY)",
+                "pass",
+            ),
+        ),
+    ),
+    Mutant(
+        "a journal file is not synced before the next is begun",
+        "crash",
+        (Edit(f"{JOURNAL}._begin_file", "    self._sync()\n", "    pass\n"),),
+    ),
+    Mutant(
+        "no zero page behind a frame",
+        "crash",
+        (Edit(f"{JOURNAL}.append", "pieces.append(_ZERO_PAGE)", "pass"),),
+    ),
+    Mutant(
+        "frames do not begin on a page",
+        "crash",
+        (Edit("rlog.frame:padded", "-(-length // PAGE) * PAGE", "-(-length // 64) * 64"),),
+    ),
+    Mutant(
+        "the first page of a recycled file is not zeroed",
+        "crash",
+        (Edit(f"{JOURNAL}.prepare", "file.write(0, [_ZERO_PAGE])", "pass"),),
+    ),
+    Mutant(
+        "a zeroed first page is not synced before the file gets its number",
+        "crash",
+        (
+            Edit(
+                f"{JOURNAL}.prepare",
+                "file.write(0, [_ZERO_PAGE])\n            file.sync()",
+                "file.write(0, [_ZERO_PAGE])",
+            ),
+        ),
+    ),
+    Mutant(
+        "a new journal file is not synced before it gets its number",
+        "crash",
+        (Edit(f"{JOURNAL}._make_zeroed", "    file.sync()\n", ""),),
+    ),
+    Mutant(
+        "the old journal file is continued after a start",
+        "crash",
+        (
+            Edit(
+                f"{JOURNAL}.open",
+                "    return self.file_bytes\n",
+                "    end = self._chain.get(self.last.number)\n"
+                "    if end is not None:\n"
+                "        self._name, self._position = end.file, end.end\n"
+                "        self._file = opened[end.file]\n"
+                "    return self.file_bytes\n",
+            ),
+        ),
+    ),
+    Mutant(
+        "a checkpoint gets its name before it is synced",
+        "crash",
+        (Edit("rlog.checkpoint:write", "    file.sync()\n", ""),),
+    ),
+    Mutant(
+        "the directory is not synced after a checkpoint got its name",
+        "crash",
+        (Edit("rlog.checkpoint:write", '    files.sync_directory("")\n', ""),),
+    ),
+    Mutant(
+        "a checkpoint without a sync of the journal",
+        "crash",
+        (
+            Edit(
+                f"{DRIVER}.begin_checkpoint",
+                "journal.wait(number) is not Outcome.SYNCED",
+                "False",
+            ),
+        ),
+    ),
+    Mutant(
+        "segments are not synced at a checkpoint",
+        "crash",
+        (Edit(f"{DRIVER}.begin_checkpoint", "file.sync()", "pass"),),
+    ),
+    Mutant(
+        "the directories of segments are not synced at a checkpoint",
+        "crash",
+        (Edit(f"{DRIVER}.begin_checkpoint", "self._files.sync_directory(directory)", "pass"),),
+    ),
+    Mutant(
+        "the unfinished pages are not put back",
+        "crash",
+        (Edit("rlog.recovery:_lay_out", "for tail in base.tails:", "for tail in ():"),),
+    ),
+    Mutant(
+        "files above the older checkpoint are recycled",
+        "crash",
+        (
+            Edit(
+                f"{DRIVER}.finish_checkpoint",
+                "self.journal.trim(self._marks[0])",
+                "self.journal.trim(self._marks[1])",
+            ),
+        ),
+    ),
+    Mutant(
+        "one checkpoint is kept",
+        "crash",
+        (Edit("rlog.checkpoint:write", "[:-2]", "[:-1]"),),
+    ),
+    Mutant(
+        "segments are unlinked before the trim is synced",
+        "crash",
+        (
+            Edit(
+                "rlog.decisions:trim_log",
+                "desk.effects.append(lambda: files.trim(gone))",
+                "files.trim(gone)",
+            ),
+        ),
+    ),
+    Mutant(
+        "a log is removed before its deletion is synced",
+        "crash",
+        (Edit("rlog.decisions:delete_log", "desk.effects.append(remove)", "remove()"),),
+    ),
+    Mutant(
+        "answered before the sync",
+        "crash",
+        (
+            Edit(
+                f"{DRIVER}._append",
+                "        return None\n    return Flight(",
+                "        return None\n"
+                "    self._settle(decided, synced=True)\n"
+                "    decided = Decided(None, True, None, [], [], [])\n"
+                "    return Flight(number, decided) and Flight(",
+            ),
+        ),
+    ),
+    Mutant(
+        "the journal is never synced",
+        "crash",
+        (Edit(f"{JOURNAL}._sync", "self._file.sync()", "pass"),),
+    ),
+    Mutant(
+        "consumers see what is not synced",
+        "crash",
+        (Edit("rlog.broker:Broker._raise_unsynced", "if policy.visible_unsynced:", "if True:"),),
+    ),
+    Mutant(
+        "a torn body is taken for a whole one",
+        "crash",
+        (
+            Edit(
+                f"{JOURNAL}._follow",
+                "not seen.sound and seen.head.number > proven",
+                "False",
+            ),
+        ),
+    ),
+    Mutant(
+        "a frame counts whatever was before it",
+        "crash",
+        (
+            Edit(
+                f"{JOURNAL}._follow",
+                "s.head.previous == last.crc",
+                "True",
+            ),
+        ),
+    ),
+    Mutant(
+        "of two frames with one number the earlier file's counts",
+        "crash",
+        (Edit(f"{JOURNAL}._follow", "follows[-1]", "follows[0]"),),
+    ),
+    Mutant(
+        "recovery does not sync what a killed process left in the cache",
+        "crash",
+        (Edit(f"{JOURNAL}.open", "file.sync()", "pass"),),
+    ),
+    Mutant(
+        "recovery does not sync the names that a killed process left in the cache",
+        "crash",
+        (Edit("rlog.recovery:recover", 'for name in ("", DIRECTORY):', "for name in ():"),),
+    ),
+    Mutant(
+        "the epoch of a claim is not kept",
+        "crash",
+        (
+            Edit(
+                "rlog.state:State.apply",
+                "cursor = Cursor(committed, epoch, Holder(token, holder, time_ns))",
+                "cursor = Cursor(committed, 0, Holder(token, holder, time_ns))",
+            ),
+        ),
+    ),
+    Mutant(
+        "segments are not cut at the end that recovery found",
+        "crash",
+        (
+            Edit(
+                "rlog.recovery:_lay_out",
+                "    _tidy(files, final, alive, journal.tail() + 1, reports)\n",
+                "",
+            ),
+        ),
+    ),
+    Mutant(
+        "a sync is tried again after it failed",
+        "failure",
+        (
+            Edit(
+                f"{JOURNAL}.wait",
+                "        return Outcome.UNKNOWN\n",
+                "        self._sync()\n",
+            ),
+        ),
+    ),
+    Mutant(
+        "after a failed sync writing goes on",
+        "failure",
+        (
+            Edit(
+                "rlog.broker:Broker.fail",
+                "self.books.failed = reason",
+                "pass",
+            ),
+        ),
+    ),
+    Mutant(
+        "recovery reads the page cache",
+        "failure",
+        (Edit(f"{JOURNAL}.open", "file.forget()", "pass"),),
+    ),
+    Mutant(
+        "frames do not say what was synced before them",
+        "rot",
+        (
+            Edit(
+                f"{JOURNAL}._encode",
+                "self.last.crc, self.synced)",
+                "self.last.crc, 0)",
+            ),
+        ),
+    ),
+    Mutant(
+        "an idle server leaves no witness of its last sync",
+        "rot",
+        (
+            Edit(
+                f"{DRIVER}._begin_due",
+                "self._witness_due is not None and self._witness_due <= now",
+                "False",
+            ),
+        ),
+    ),
+    Mutant(
+        "proof behind the chain does not count",
+        "rot",
+        (
+            Edit(
+                f"{JOURNAL}._follow",
+                "max([self._proven, *(seen.head.synced for seen in heads)])",
+                "self._proven",
+            ),
+        ),
+    ),
+    Mutant(
+        "a damaged body that is proven is taken for torn",
+        "rot",
+        (
+            Edit(
+                f"{JOURNAL}._follow",
+                "not seen.sound and seen.head.number > proven",
+                "not seen.sound",
+            ),
+        ),
+    ),
+    Mutant(
+        "the CRC of a frame is not looked at",
+        "rot",
+        (Edit("rlog.frame:parse", "crc != computed", "False"),),
+    ),
+    Mutant(
+        "the CRC of a checkpoint is not looked at",
+        "rot",
+        (Edit("rlog.checkpoint:decode", " != crc:", " < 0:"),),
+    ),
+    Mutant(
+        "the CRC of a body in the journal is not looked at",
+        "rot",
+        (
+            Edit(
+                "rlog.frame:bodies_of",
+                "check_body(header, body)",
+                "pass",
+            ),
+        ),
+    ),
+    Mutant(
+        "torn bytes are not set aside",
+        "rot",
+        (
+            Edit(
+                "rlog.recovery:_set_torn_aside",
+                "for index, torn in enumerate(journal.torn):",
+                "for index, torn in ():",
+            ),
+        ),
+    ),
+)
