@@ -14,7 +14,7 @@ import trio
 from .config import Config, notify_manager
 from .connection import Connection
 from .driver import Driver, Flight, attempt, open_driver
-from .files import Disk, Lock, raise_file_limit
+from .files import Disk, Lock, raise_file_limit, remove_socket
 from .journal import LocalJournal, Outcome
 
 if TYPE_CHECKING:
@@ -140,8 +140,9 @@ class Server:
         self, syncs: SyncThread, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         task_status.started()
-        while not (self._stopping and not self.broker.waiting):
-            if not self.broker.waiting and self._flight is None:
+        stuck = False  # for want of space, what waits cannot be decided now
+        while not (self._stopping and (stuck or not self.broker.waiting)):
+            if (stuck or not self.broker.waiting) and self._flight is None:
                 await self._sleep()
             # Connections that are ready run once before the frame is closed, so that their
             # requests share its sync: without this, an inline sync groups nothing.
@@ -154,6 +155,7 @@ class Server:
                     outcome, took = await syncs.wait(flight.number)
                 self._land(flight, outcome, took)
             self._after()
+            stuck = flight is None and self.broker.waiting > 0
         self._drained.set()
 
     def _turn(self) -> None:
@@ -337,6 +339,7 @@ class Server:
             self.driver.finish(flight, self.driver.journal.wait(flight.number))
         await self._nursery.start(self._drive, syncs)
         async with trio.open_nursery() as accepting:
+            accepting.start_soon(self._ring_alarms)
             for listener in listeners:
                 accepting.start_soon(self._accept, listener, accepting)
             task_status.started()
@@ -350,6 +353,7 @@ class Server:
                 await connection.sent()
         for connection in self._connections:
             connection.close()
+        self._nursery.cancel_scope.cancel()
 
     def stop(self) -> None:
         """End ``run``; from a task of the same loop."""
@@ -402,4 +406,7 @@ async def serve(config: Config) -> None:
                 # From here on a second signal ends the process as if nobody had asked to wait.
         logger.info("stopped")
     finally:
+        for listen in config.listen:
+            if listen.path is not None:
+                remove_socket(listen.path)
         lock.release()

@@ -116,4 +116,5 @@ def _escape(text: str, at: int) -> tuple[bytes, int]:
         raise InvalidTemplate(text, at + 2, "two hexadecimal digits belong here")
     if following in _ESCAPES:
         return _ESCAPES[following], 2
-    raise InvalidTemplate(text, at + 1, f"a template knows {' '.join('\\' + e for e in _ESCAPES)} \\xHH")
+    known = " ".join(f"\\{name}" for name in (*_ESCAPES, "xHH"))
+    raise InvalidTemplate(text, at + 1, f"a template knows {known}")
