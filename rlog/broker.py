@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from rlog_client import protocol
 from rlog_client.batch import HEADER_BYTES, parse_header
 from rlog_client.errors import (
+    NotFound,
     OffsetOutOfRange,
     OutcomeUnknown,
     RlogError,
@@ -201,7 +202,7 @@ class Broker:
             wanted = waiting.control.offset
             error: RlogError | None = None
             if log is None:
-                error = OffsetOutOfRange("the log was deleted", first=0, end=0)
+                error = NotFound(f"there is no log with id {waiting.control.log}: it was deleted")
             elif wanted > log.end:
                 error = OffsetOutOfRange(
                     f"log {log.name!r} ends at {log.end}, before {wanted}",

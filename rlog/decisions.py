@@ -30,6 +30,7 @@ from rlog_client.errors import (
     NotFound,
     OffsetOutOfRange,
     StorageFailed,
+    TooLarge,
 )
 
 from . import facts, state
@@ -262,7 +263,7 @@ def resolve(log: state.Log, whence: model.Whence, end: int) -> int:
         case "latest":
             return end
         case "last":
-            return max(log.first, end - whence.value)
+            return max(log.first, end - max(0, whence.value))
         case "offset":
             if not log.first <= whence.value <= end:
                 raise OffsetOutOfRange(
@@ -443,7 +444,12 @@ def list_segments(desk: Desk, waiting: Waiting, control: protocol.ListSegments) 
 
 
 def _listing(infos: Any) -> Answer:
-    return Answer(protocol.Listing(), msgspec.msgpack.encode(infos))
+    payload = msgspec.msgpack.encode(infos)
+    if len(payload) > protocol.LISTING_BYTES_MAX:
+        text = f"a listing of {len(payload)} bytes, the limit is {protocol.LISTING_BYTES_MAX}"
+        error = TooLarge(text, size=len(payload), limit=protocol.LISTING_BYTES_MAX)
+        return Answer(protocol.error_control(error))
+    return Answer(protocol.Listing(), payload)
 
 
 # --- consumers ------------------------------------------------------------------------------
@@ -486,11 +492,12 @@ def commit(desk: Desk, waiting: Waiting, control: protocol.CommitCursor) -> Make
 
 def release(desk: Desk, waiting: Waiting, control: protocol.Release) -> Make:
     desk.writable()
-    log = desk.log(control.log)
-    key = (log.id, control.consumer)
+    key = (control.log, control.consumer)
     # The grant goes now, so that a commit behind this release in the same frame is refused.
     grant = waiting.peer.grants.pop(key, None)
-    if grant is not None and (cursor := log.cursors.get(control.consumer)) is not None:
+    log = desk.state.logs.get(control.log)  # a log that was deleted took its claims with it
+    cursor = log.cursors.get(control.consumer) if log is not None else None
+    if grant is not None and cursor is not None:
         if desk.books.holders.get(key) is waiting.peer:
             del desk.books.holders[key]
         if cursor.holder is not None and cursor.epoch == grant.epoch:

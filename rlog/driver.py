@@ -12,7 +12,7 @@ import logging
 import secrets
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from rlog_client.batch import RECORD_OVERHEAD
+from rlog_client.batch import HEADER_BYTES, RECORD_OVERHEAD
 
 from . import checkpoint as checkpoints
 from . import facts
@@ -325,6 +325,6 @@ def open_driver(
     broker = Broker(
         books,
         batch_bytes_max=batch_bytes,
-        record_bytes_max=min(limits.record_bytes_max, batch_bytes - RECORD_OVERHEAD),
+        record_bytes_max=min(limits.record_bytes_max, batch_bytes - HEADER_BYTES - RECORD_OVERHEAD),
     )
     return Driver(files, broker, recovered.journal, recovered.marks, clock=clock, wall=wall)

@@ -208,7 +208,9 @@ class Lock:
     """The data directory is ours while this lives: one process each. Creates the directory."""
 
     def __init__(self, root: str) -> None:
-        os.makedirs(root, 0o750, exist_ok=True)
+        if not os.path.isdir(root):
+            os.makedirs(root, 0o750)
+            Disk(os.path.dirname(os.path.abspath(root))).sync_directory("")
         self._fd = os.open(f"{root}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
         try:
             # A lock of the open file, not a pid in it: it dies with the process, however that dies.

@@ -207,6 +207,7 @@ class LocalJournal:
         self._position = file_bytes
         self._spare = False
         self._preparing = threading.Lock()
+        self._reading: tuple[str, File] | None = None  # the file that ``read`` read last
 
     # --- open ---------------------------------------------------------------------------------
 
@@ -332,7 +333,9 @@ class LocalJournal:
 
     def read(self, number: int) -> Entry:
         seen = self._chain[number]
-        raw = self._files.open(seen.file, write=False).read(seen.position, seen.head.length)
+        if self._reading is None or self._reading[0] != seen.file:
+            self._reading = (seen.file, self._files.open(seen.file, write=False))
+        raw = self._reading[1].read(seen.position, seen.head.length)
         return _entry(seen.head, seen.file, seen.position, raw)
 
     def tail(self) -> int:

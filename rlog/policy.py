@@ -18,6 +18,7 @@ from rlog_client.errors import InvalidRequest
 _UNITS: Final = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 _TIMES: Final = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 BYTES_POLICY_SECONDS: Final = 1.0
+_TEXT_MAX: Final = 32  # characters
 
 
 class Policy(Struct, frozen=True):
@@ -39,7 +40,7 @@ class Policy(Struct, frozen=True):
 
 def parse_policy(text: str) -> Policy:
     """Raises InvalidRequest."""
-    kind, _, amount = text.partition(":")
+    kind, _, amount = text.partition(":") if len(text) <= _TEXT_MAX else ("", "", "")
     if kind == "always" and not amount:
         return Policy(text, True)
     if kind == "never" and not amount:
@@ -53,7 +54,7 @@ def parse_policy(text: str) -> Policy:
         if size is not None and size >= 1:
             return Policy(text, False, BYTES_POLICY_SECONDS, size)
     raise InvalidRequest(
-        f"a sync policy is always, periodic:SECONDS, bytes:SIZE or never, not {text!r}"
+        f"a sync policy is always, periodic:SECONDS, bytes:SIZE or never, not {text[:_TEXT_MAX]!r}"
     )
 
 

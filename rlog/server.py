@@ -18,7 +18,7 @@ from .files import Disk, Lock, raise_file_limit, remove_socket
 from .journal import LocalJournal, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from rlog_client import model
     from rlog_client.protocol import Message
@@ -113,13 +113,13 @@ class Server:
         self._ready.add(connection)
 
     def drain(self, connection: Connection) -> None:
-        self._start(connection.drain)
+        self._start(connection, connection.drain)
 
     def look(self, connection: Connection, request: int, look: Look) -> None:
-        self._start(connection.look, request, look)
+        self._start(connection, connection.look, request, look)
 
     def resolve(self, connection: Connection, message: Message, whence: model.Whence) -> None:
-        self._start(connection.resolve_time, message, whence)
+        self._start(connection, connection.resolve_time, message, whence)
 
     def subscribe(self, log: int, connection: Connection) -> None:
         self._readers.setdefault(log, set()).add(connection)
@@ -130,9 +130,21 @@ class Server:
         if not readers:
             self._readers.pop(log, None)
 
-    def _start(self, task: Callable[..., object], *args: object) -> None:
+    def _start(
+        self, connection: Connection, task: Callable[..., Awaitable[None]], *args: object
+    ) -> None:
         assert self._nursery is not None
-        self._nursery.start_soon(task, *args)  # type: ignore[arg-type]
+        self._nursery.start_soon(self._contain, connection, task, *args)
+
+    async def _contain(
+        self, connection: Connection, task: Callable[..., Awaitable[None]], *args: object
+    ) -> None:
+        """A task of a connection: what fails in it, should it ever, ends that connection alone."""
+        try:
+            await task(*args)
+        except Exception:
+            logger.exception("%s: ended by an error of ours", connection.address)
+            connection.close()
 
     # --- the drive loop -----------------------------------------------------------------------
 
@@ -255,14 +267,17 @@ class Server:
         """Start what keeps the journal small and its next file ready, beside the work."""
         if self._upkeep or self._stopping:
             return
+        assert self._nursery is not None
         if self.driver.checkpoint_due:
             job = self.driver.begin_checkpoint()
             if job is not None:
                 self._upkeep = True
-                self._start(self._run_upkeep, job, self.driver.finish_checkpoint)
+                self._nursery.start_soon(self._run_upkeep, job, self.driver.finish_checkpoint)
         elif self.driver.spare_wanted:
             self._upkeep = True
-            self._start(self._run_upkeep, self.driver.journal.prepare, self.driver.prepared)
+            self._nursery.start_soon(
+                self._run_upkeep, self.driver.journal.prepare, self.driver.prepared
+            )
 
     async def _run_upkeep(
         self, job: Callable[[], bool], done: Callable[[bool | OSError], None]
@@ -293,7 +308,7 @@ class Server:
     async def _serve(self, connection: Connection) -> None:
         self._connections.add(connection)
         try:
-            await connection.serve()
+            await self._contain(connection, connection.serve)
         finally:
             # At a stop it is only its reading that ends: what it asked for is still answered.
             if not self._stopping:

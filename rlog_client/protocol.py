@@ -42,7 +42,8 @@ HELLO_BYTES_MAX: Final = 1024  # of everything before HELLO is done
 LISTING_BYTES_MAX: Final = 8 << 20
 PUSH_BYTES: Final = 1 << 20  # of one Records, unless a single batch is larger
 REQUEST_MAX: Final = 2**32 - 1
-TEXT_MAX: Final = 4096  # characters of an error's text
+TEXT_MAX: Final = 1024  # characters of an error's text
+DETAILS_BYTES_MAX: Final = 8192
 
 
 class ProtocolError(Exception):
@@ -421,7 +422,10 @@ def encode(request: int, control: Control, payload_bytes: int = 0) -> bytes:
 
 def error_control(error: RlogError) -> Error:
     """An error as it travels; its text is cut so that it fits into a control."""
-    return Error(error.code, str(error)[:TEXT_MAX], error.retriable, error.details())
+    details = error.details()
+    if len(_encode(details)) > DETAILS_BYTES_MAX:
+        details = {}  # what the peer sent, given back to it: it knows
+    return Error(error.code, str(error)[:TEXT_MAX], error.retriable, details)
 
 
 def raised(control: Error) -> RlogError:

@@ -138,6 +138,7 @@ class Source(Iterator[Record]):
         fetched = False
         while not self._stopped and len(records) < max_records:
             try:
+                self._check()
                 run = self._run(self._until)
             except RlogError as error:
                 if not records:
@@ -146,7 +147,9 @@ class Source(Iterator[Record]):
                 break
             if run is not None:
                 records.extend(islice(run, max_records - len(records)))
-            elif records or fetched or self._at_end(self._until):
+            elif records or self._at_end(self._until):
+                break
+            elif fetched and (timeout == 0 or _over(deadline)):
                 break
             else:
                 fetched = True

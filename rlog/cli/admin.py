@@ -1,0 +1,258 @@
+"""``rlog logs``, ``consumers``, ``ping``, ``version``, ``completion``."""
+
+from __future__ import annotations
+
+import platform
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+from click.shell_completion import get_completion_class
+
+from rlog_client import Global, NotFound, __version__
+from rlog_client.protocol import PROTOCOL
+
+from . import wire
+from .exits import Exit
+from .options import (
+    CONSUMER,
+    SIZE,
+    SYNC,
+    WHENCE,
+    Group,
+    Settings,
+    confirm,
+    fail_empty,
+    option,
+    pass_settings,
+)
+from .options import command as verb
+from .output import rfc3339, size
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rlog_client import CursorInfo, LogInfo
+
+    from .output import Row
+    from .whence import Place
+
+_HUMAN: Final = {
+    "bytes": size,
+    "lag_bytes": size,
+    "file_roll_size": size,
+    "lag_seconds": lambda seconds: f"{seconds:.1f}",
+    "held_since_ns": lambda ns: rfc3339(ns, 0),
+}
+
+
+def _log_row(info: LogInfo) -> Row:
+    return {
+        "name": info.name,
+        "id": info.id,
+        "first": info.first,
+        "end": info.end,
+        "synced_end": info.synced_end,
+        "records": info.end - info.first,
+        "bytes": info.bytes,
+        **info.options,
+    }
+
+
+def _cursor_row(info: CursorInfo) -> Row:
+    member = info.members[0] if info.members else None
+    return {
+        "log": info.log,
+        "id": info.id,
+        "committed": info.committed,
+        "lag_records": info.lag_records,
+        "lag_bytes": info.lag_bytes,
+        "lag_seconds": info.lag_seconds,
+        "holder": member and member.name,
+        "held_since_ns": member and member.since_ns,
+    }
+
+
+# --- logs -----------------------------------------------------------------------------------
+
+logs = Group("logs", no_args_is_help=True, help="See, make, change and remove logs.")
+consumers = Group("consumers", no_args_is_help=True, help="See, move and remove consumers.")
+_yes = option("--yes", is_flag=True, help="Do not ask.")
+
+
+def _options(function: Callable[..., Any]) -> Callable[..., Any]:
+    help_sync = "always, periodic:1s, bytes:1MiB or never."
+    function = option("--file-roll-size", type=SIZE, help="Of a segment file.")(function)
+    return option("--sync", type=SYNC, metavar="POLICY", help=help_sync)(function)
+
+
+def _given(**options: Any) -> Any:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+@logs.command("ls", help="All logs.")
+@fail_empty()
+@pass_settings
+def logs_ls(settings: Settings, fail_empty: bool) -> int:
+    with settings.client() as client:
+        count = settings.out.rows(map(_log_row, client.logs()), _HUMAN)
+    return Exit.EMPTY if fail_empty and not count else Exit.OK
+
+
+@logs.command("describe", help="One log.")
+@click.argument("log")
+@pass_settings
+def logs_describe(settings: Settings, log: str) -> None:
+    with settings.client() as client:
+        settings.out.one(_log_row(client.log(log).info()), _HUMAN)
+
+
+@logs.command("create", help="Make a log. One that is there already has to have these options.")
+@click.argument("log")
+@_options
+@pass_settings
+def logs_create(
+    settings: Settings, log: str, sync: str | None, file_roll_size: int | None
+) -> None:
+    with settings.client() as client:
+        there = False
+        with suppress(NotFound):
+            client.log(log)
+            there = True
+        made = client.log(log, create=True, **_given(sync=sync, file_roll_size=file_roll_size))
+        settings.out.say(f"log {log} was there" if there else f"created log {log}")
+        if settings.out.form is not None:
+            settings.out.one(_log_row(made.info()), _HUMAN)
+
+
+@logs.command("alter", help="Change options of a log; those not named stay.")
+@click.argument("log")
+@_options
+@pass_settings
+def logs_alter(settings: Settings, log: str, sync: str | None, file_roll_size: int | None) -> None:
+    options = _given(sync=sync, file_roll_size=file_roll_size)
+    if not options:
+        raise click.UsageError("nothing to alter: give --sync or --file-roll-size")
+    with settings.client() as client:
+        settings.out.one(_log_row(client.log(log).alter(**options)), _HUMAN)
+
+
+@logs.command("rm", help="Delete a log, its records and its consumers.")
+@click.argument("log")
+@_yes
+@pass_settings
+def logs_rm(settings: Settings, log: str, yes: bool) -> None:
+    confirm(settings, f"delete log {log} with its records and consumers", yes)
+    with settings.client() as client:
+        client.log(log).delete()
+    settings.out.say(f"deleted log {log}")
+
+
+@logs.command("trim", help="Let whole segments below WHENCE go; prints the new first offset.")
+@click.argument("log")
+@option("--before", type=WHENCE, required=True)
+@_yes
+@pass_settings
+def logs_trim(settings: Settings, log: str, before: Place, yes: bool) -> None:
+    confirm(settings, f"delete the oldest records of log {log}", yes)
+    with settings.client() as client:
+        target = client.log(log)
+        was = target.info().first
+        first = target.trim(wire.whence_of(target, before))
+    if settings.out.form is None:
+        settings.out.print(str(first))
+    else:
+        settings.out.one({"log": log, "before": was, "first": first})
+    settings.out.say(f"{log}: {first - was} records are gone")
+
+
+# --- consumers ------------------------------------------------------------------------------
+
+
+@consumers.command("ls", help="The consumers of LOG, or of all logs.")
+@click.argument("log", required=False)
+@fail_empty()
+@pass_settings
+def consumers_ls(settings: Settings, log: str | None, fail_empty: bool) -> int:
+    with settings.client() as client:
+        names = [log] if log is not None else [info.name for info in client.logs()]
+        rows = (_cursor_row(c) for name in names for c in client.log(name).cursors())
+        count = settings.out.rows(rows, _HUMAN)
+    return Exit.EMPTY if fail_empty and not count else Exit.OK
+
+
+@consumers.command("describe", help="One consumer: where it stands, and who holds it.")
+@click.argument("log")
+@click.argument("id", type=CONSUMER)
+@pass_settings
+def consumers_describe(settings: Settings, log: str, id: str | Global) -> None:
+    with settings.client() as client:
+        settings.out.one(_cursor_row(client.log(log).cursor(id).info()), _HUMAN)
+
+
+@consumers.command("seek", help="Put a cursor elsewhere; prints where it stood, and stands.")
+@click.argument("log")
+@click.argument("id", type=CONSUMER)
+@option("--to", type=WHENCE, required=True)
+@option("--force", is_flag=True, help="Also when it is held: the holder is fenced.")
+@pass_settings
+def consumers_seek(
+    settings: Settings, log: str, id: str | Global, to: Place, force: bool
+) -> None:
+    with settings.client() as client:
+        target = client.log(log)
+        before, after = target.cursor(id).seek(wire.whence_of(target, to), force=force)
+    settings.out.one({"before": before, "after": after})
+
+
+@consumers.command("rm", help="Delete a consumer's cursor.")
+@click.argument("log")
+@click.argument("id", type=CONSUMER)
+@_yes
+@pass_settings
+def consumers_rm(settings: Settings, log: str, id: str | Global, yes: bool) -> None:
+    confirm(settings, f"delete consumer {id} of log {log}", yes)
+    with settings.client() as client:
+        client.log(log).cursor(id).delete()
+    settings.out.say(f"deleted consumer {id} of log {log}")
+
+
+# --- the rest -------------------------------------------------------------------------------
+
+
+@verb(help="Ask the server for a sign of life; prints the round trip time.")
+@option("-n", "--count", type=click.IntRange(min=1), default=1, show_default=True)
+@option("--interval", type=float, default=1.0, show_default=True, help="Seconds between two.")
+def ping(settings: Settings, count: int, interval: float) -> None:
+    out = settings.out
+    with settings.client() as client:
+        for number in range(count):
+            if number:
+                time.sleep(interval)
+            began = time.perf_counter()
+            wire.ping(client)
+            seconds = time.perf_counter() - began
+            if out.form in ("json", "jsonl"):
+                out.one({"addr": wire.address(client), "seconds": seconds})
+            else:
+                out.print(f"{wire.address(client)}: {seconds * 1e3:.3f} ms")
+
+
+@verb(help="Print the version.")
+def version(settings: Settings) -> None:
+    details: Row = {"version": __version__, "protocol": PROTOCOL, "python": platform.python_version()}
+    if settings.out.form is None and not settings.verbose:
+        settings.out.print(f"rlog {__version__}")
+    else:
+        settings.out.one(details)
+
+
+@verb(help="Print a script that completes verbs and flags: eval \"$(rlog completion bash)\".")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(settings: Settings, shell: str) -> None:
+    from . import COMPLETE_VARIABLE, root
+
+    found = get_completion_class(shell)
+    assert found is not None, "click knows all three"
+    settings.out.print(found(root, {}, "rlog", COMPLETE_VARIABLE).source())
