@@ -13,7 +13,7 @@ help:
 	@echo "make test [ARGS='-k name --long']   run the tests"
 	@echo "make check                          format, lint, types, layers"
 	@echo "make demo [FILE=path]               see it work"
-	@echo "make bench                          run the benchmarks"
+	@echo "make bench [ARGS='--rounds 3']      run the benchmarks"
 	@echo "make setup                          only create $(VENV)"
 	@echo "make clean                          remove $(VENV) and all caches"
 
@@ -31,7 +31,7 @@ demo: $(INSTALLED)
 demo: export DEMO_FILE := $(value FILE)
 
 bench: $(INSTALLED)
-	@set -e; for script in bench/[a-z]*.py; do echo "== $$script"; $(VENV)/bin/python "$$script"; done
+	@$(VENV)/bin/python -m bench $(ARGS)
 
 # The stamp makes a second run instant; a change of what is to be installed installs it again.
 $(INSTALLED): pyproject.toml requirements-dev.txt

@@ -35,7 +35,7 @@ WARM_MIB: Final = 1024
 QUIET: Final = 0.10  # of one processor, by others: below it, the machine counts as idle
 _PATIENCE_SECONDS: Final = 10.0  # for the machine to become idle, before each round
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
-_RLOG: Final = os.environ.get("DEV_RLOG") or str(Path(sys.executable).with_name("rlog"))
+_RLOG: Final = str(Path(sys.executable).with_name("rlog"))
 
 
 # --- the machine ------------------------------------------------------------------------------
@@ -158,7 +158,9 @@ class Server:
                 return
             except rlog_client.ConnectionLost:
                 if self._process.poll() is not None or time.monotonic() > deadline:
-                    raise SystemExit(f"the server did not start:\n{self._log.read_text()}") from None
+                    raise SystemExit(
+                        f"the server did not start:\n{self._log.read_text()}"
+                    ) from None
                 time.sleep(0.002)
 
     def stop(self) -> None:
@@ -214,7 +216,9 @@ class Bench:
         parser.add_argument("--json", metavar="FILE", help="write all figures there, too")
         for name, default, text in options:
             kind = type(default)
-            parser.add_argument(f"--{name}", type=kind, default=default, help=f"{text} (%(default)s)")
+            parser.add_argument(
+                f"--{name}", type=kind, default=default, help=f"{text} (%(default)s)"
+            )
         self.options = parser.parse_args()
         self._scratch = tempfile.TemporaryDirectory(prefix="rlog-bench-", dir=self.options.dir)
         self._tables: list[dict[str, Any]] = []

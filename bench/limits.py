@@ -1,4 +1,4 @@
-"""What do this machine, its kernel and its disk allow? The other benches print these beside theirs."""
+"""What do this machine, its kernel and its disk allow? Other benches print it beside theirs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import multiprocessing
 import os
 import socket
-import sys
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -207,4 +206,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

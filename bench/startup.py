@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,10 +16,12 @@ if TYPE_CHECKING:
 
 def append(server: Server, mib: int) -> None:
     column = values(1024, 8192)
-    with rlog.connect(server.url) as client:
-        with client.log("bench", create=True).producer() as producer:
-            for _ in range(mib // 8):
-                producer.extend(column)
+    with (
+        rlog.connect(server.url) as client,
+        client.log("bench", create=True).producer() as producer,
+    ):
+        for _ in range(mib // 8):
+            producer.extend(column)
 
 
 def evict(directory: str) -> None:
@@ -37,7 +38,9 @@ def evict(directory: str) -> None:
 
 def main() -> None:
     option = ("gib", 0.25, "size of the log")
-    with Bench("How long does a start take, after a clean stop and after SIGKILL?", 5, option) as bench:
+    with Bench(
+        "How long does a start take, after a clean stop and after SIGKILL?", 5, option
+    ) as bench:
         directory = bench.directory()
         mib = int(bench.options.gib * 1024)
         with Server(directory) as server:
@@ -61,9 +64,15 @@ def main() -> None:
             " sync always",
             "seconds",
             [
-                Case("clean stop, files in the page cache", start(killed=False, cached=True), "goal: 1"),
+                Case(
+                    "clean stop, files in the page cache",
+                    start(killed=False, cached=True),
+                    "goal: 1",
+                ),
                 Case("clean stop, files not cached", start(killed=False, cached=False), "goal: 1"),
-                Case("SIGKILL, files in the page cache", start(killed=True, cached=True), "goal: 5"),
+                Case(
+                    "SIGKILL, files in the page cache", start(killed=True, cached=True), "goal: 5"
+                ),
                 Case("SIGKILL, files not cached", start(killed=True, cached=False), "goal: 5"),
             ],
         )
@@ -72,4 +81,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -54,7 +54,7 @@ class ReadOnlyFile:
         return self._file.read(position, count)
 
     def read_cached(self, position: int, count: int) -> bytes | None:
-        return self._file.read_cached(position, count)
+        return None
 
     def sync(self) -> None:
         """What is on the disk is the server's business."""
@@ -135,7 +135,7 @@ def look_at_checkpoint(file: File, name: str) -> CheckpointFile:
 
 
 class BatchView(NamedTuple):
-    """A batch whose header is sound. ``columns`` None: ``damage`` says what its body suffers from."""
+    """A batch whose header is sound. ``columns`` None: ``damage`` says why its body is not."""
 
     position: int
     header: Header
@@ -170,7 +170,7 @@ def look_at_batch(position: int, raw: bytes | memoryview) -> BatchView:
 
 
 def lone_segment(file: File, name: str) -> Extent:
-    """The extent of a segment of which nothing but the file is known: as far as it goes. Raises Refused."""
+    """The extent of a segment of which only the file is known: as far as it goes. Refused."""
     try:
         header = parse_header(file.read(0, HEADER_BYTES))
     except InvalidBatch as error:
@@ -211,8 +211,7 @@ class FrameView(NamedTuple):
 
 
 class Stop(NamedTuple):
-    """Where a journal file stops being valid: not zeros, and no frame. ``salvage``: facts in it that
-    still unpack."""
+    """Where a journal file is neither zeros nor a frame. ``salvage``: facts that still unpack."""
 
     file: str
     position: int
@@ -224,14 +223,18 @@ def frames(file: File, name: str) -> Iterator[FrameView | Stop]:
     """The frames of a journal file, in the order of the file, and the places where it is neither
     frame nor zeros."""
     expected = 0
-    for seen in scan(file, name, None, _NO_BODIES):
-        if seen.position < expected:
-            continue  # inside a body, which is its user's and may hold anything
-        yield from _stops(file, name, expected, seen.position)
-        view = _look_at_frame(file, seen)
-        yield view
-        # Past a damaged frame the scan may find what was hidden by its length.
-        expected = seen.end if not view.damage else seen.position + PAGE
+    try:
+        for seen in scan(file, name, None, _NO_BODIES):
+            if seen.position < expected:
+                continue  # inside a body, which is its user's and may hold anything
+            yield from _stops(file, name, expected, seen.position)
+            view = _look_at_frame(file, seen)
+            yield view
+            # Behind a damaged one the scan may find what its length hides.
+            expected = seen.position + PAGE if view.damage else seen.end
+    except UnknownVersion as error:
+        yield Stop(name, expected, str(error), [])
+        return
     yield from _stops(file, name, expected, file.size())
 
 
@@ -271,7 +274,9 @@ def _why(file: File, name: str, position: int, end: int) -> Stop:
     raw = file.read(position, frame.HEAD_BYTES + min(facts_bytes, _SALVAGE_MAX))
     salvage = _salvaged(raw, facts_bytes)
     if position + length > file.size():
-        return Stop(name, position, f"a frame of {length} bytes would reach beyond the file", salvage)
+        return Stop(
+            name, position, f"a frame of {length} bytes would reach beyond the file", salvage
+        )
     if facts_bytes > _SALVAGE_MAX:
         raw = file.read(position, frame.HEAD_BYTES + facts_bytes)
     at = frame.HEAD_BYTES - 4
@@ -282,7 +287,7 @@ def _why(file: File, name: str, position: int, end: int) -> Stop:
 
 
 def _salvaged(raw: bytes, facts_bytes: int) -> list[Any]:
-    """The facts that unpack, of those that are damaged or unknown: to be shown, never to be believed."""
+    """Of facts that are damaged or unknown, those that unpack: to be shown, not believed."""
     unpacker = msgpack.Unpacker(strict_map_key=False, unicode_errors="surrogateescape")
     unpacker.feed(raw[frame.HEAD_BYTES : frame.HEAD_BYTES + facts_bytes])
     found: list[Any] = []
@@ -312,7 +317,7 @@ class Survey(NamedTuple):
     @property
     def state(self) -> State | None:
         """The best there is."""
-        return self.final or (self.base and self.base.state)
+        return self.final or (self.base.state if self.base else None)
 
 
 def is_data_directory(files: Files) -> bool:
@@ -351,7 +356,7 @@ def follow(files: Files, base: Checkpoint, proven: int) -> tuple[LocalJournal, S
                 final.apply(fact, entry.head.time_ns)
             except (KeyError, AssertionError, InvalidBatch) as error:
                 raise Refused(
-                    f"frame {number}: {type(fact).__name__} does not fit what was before it: {error!r}"
+                    f"frame {number}: {type(fact).__name__} does not fit the state: {error!r}"
                 ) from None
     return journal, final
 
@@ -473,7 +478,9 @@ def _verify_journal(seen: Survey, counted: Counted) -> Iterator[Finding]:
         yield from _verify_frames(seen, counted)
         return
     for torn in seen.torn:
-        text = f"{torn.length} bytes of a torn tail, to be set aside by the next start: {torn.report}"
+        text = (
+            f"{torn.length} bytes of a torn tail, to be set aside by the next start: {torn.report}"
+        )
         yield Finding(False, text, torn.file, torn.position)
     # From the older checkpoint on: it is what is left should the newest be lost.
     oldest = whole[0]
@@ -495,7 +502,9 @@ def _verify_chain(
         counted.frames += 1
         for body in journal.read(number).bodies:
             if body.body is None:
-                yield _batch_damage(seen, body.header, f"frame {number}: {body.damage}", DIRECTORY, None)
+                yield _batch_damage(
+                    seen, body.header, f"frame {number}: {body.damage}", DIRECTORY, None
+                )
 
 
 def _verify_frames(seen: Survey, counted: Counted) -> Iterator[Finding]:
@@ -557,4 +566,3 @@ def _verify_names(seen: Survey) -> Iterator[Finding]:
             name = f"logs/{directory}/{entry}"
             if name not in known:
                 yield Finding(False, "belongs to no log; the next start deals with it", name)
-

@@ -11,6 +11,7 @@ advanced after, so that an interrupt leads at most to a batch unpacked twice and
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections import deque
@@ -108,6 +109,7 @@ class Source(Iterator[Record]):
         self._iterating: Iterator[Record] | None = None
         self._stopped = False
         self._closed = False
+        transport.sources.add(self)
 
     # --- public -------------------------------------------------------------------------------
 
@@ -234,6 +236,11 @@ class Source(Iterator[Record]):
                 raise
             _logger.warning("log %s: closing on the way out failed: %s", self._log, failed)
 
+    def forked(self) -> None:
+        """In the child of a fork: what was prefetched is the parent's, too."""
+        if (cut := self._cut) is not None:
+            cut.stop()
+
     # --- what a subclass adds -----------------------------------------------------------------
 
     def _open(self) -> None:
@@ -243,6 +250,7 @@ class Source(Iterator[Record]):
         """Raise what stands in the way of reading on."""
         if self._closed:
             raise RuntimeError("this reader or consumer is closed")
+        self._transport.check()
         if (lost := self._transport.session.lost) is not None:
             raise ConnectionLost(str(lost))
         if (subscription := self._subscription) is not None and subscription.error is not None:
@@ -673,7 +681,8 @@ class Consumer(Source):
             self._await_commits(0)
         finally:
             if self._transport.session.lost is None:
-                self._transport.call(Release(self._log_id, self._consumer), Done)
+                with contextlib.suppress(ConnectionLost):  # then the claim went with it
+                    self._transport.call(Release(self._log_id, self._consumer), Done)
 
     def __enter__(self) -> Self:
         self._begin()

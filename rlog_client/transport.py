@@ -102,6 +102,12 @@ class Tended(Protocol):
     def tend(self, now: float) -> None: ...
 
 
+class Prefetching(Protocol):
+    """What hands out records that have come before."""
+
+    def forked(self) -> None: ...
+
+
 _open: Final[WeakSet[Transport]] = WeakSet()
 
 
@@ -121,6 +127,7 @@ class Transport:
         self.address = address
         self.timeout = timeout
         self.tended: WeakSet[Tended] = WeakSet()
+        self.sources: WeakSet[Prefetching] = WeakSet()
         self.session = Session(name)
         self._closed = ""
         self._inside = threading.Lock()
@@ -250,6 +257,8 @@ class Transport:
         """In the child of a fork: the connection stays the parent's."""
         if not self._closed:
             self._shut("this client belongs to the parent process: connect again in the child")
+            for source in list(self.sources):
+                source.forked()
 
     def _shut(self, reason: str) -> None:
         self._closed = reason

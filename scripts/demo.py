@@ -10,6 +10,7 @@ its commit was acknowledged.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import random
 import signal
@@ -19,16 +20,20 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import rlog_client as rlog
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 FILE_BYTES_MAX: Final = 64 << 20
 LINES_MAX: Final = 1_000_000
+INSPECT_LINES: Final = 20
 GENERATED: Final = 200_000
 IN_FLIGHT: Final = 1000
 SECONDS_MAX: Final = 120  # of all of it; then something hangs
-RLOG: Final = os.environ.get("DEV_RLOG") or str(Path(sys.executable).with_name("rlog"))
+RLOG: Final = str(Path(sys.executable).with_name("rlog"))
 BOLD, GREEN, RED, PLAIN = (
     ("\x1b[1m", "\x1b[32m", "\x1b[31m", "\x1b[0m")
     if sys.stdout.isatty() and not os.environ.get("NO_COLOR")
@@ -80,52 +85,46 @@ class Server:
 
 
 class Handler:
-    """What a user would write: takes each record, and here notes what it took."""
+    """What a user would write: takes each record, and notes here what it took."""
 
-    def __init__(self, consumer: rlog.Consumer, kill_at: int | None, server: Server) -> None:
-        self.consumer = consumer
-        self.kill_at = kill_at
-        self.server = server
+    def __init__(self, consumer: rlog.Consumer, kill: Callable[[], object], kill_at: int) -> None:
+        self.consumer, self.kill, self.kill_at = consumer, kill, kill_at
         self.offsets: list[int] = []
         self.hashes: list[bytes] = []
-        self.acknowledged = consumer.committed  # the cursor, when last asked for
+        self.acknowledged = 0  # the cursor when the server was killed
 
     def __call__(self, record: rlog.Record) -> None:
         self.hashes.append(hashlib.sha256(record.value).digest())
         self.offsets.append(record.offset)
         if len(self.offsets) == self.kill_at:
             self.acknowledged = self.consumer.committed
-            self.server.end(signal.SIGKILL)
-            say("SIGKILL", f"in the middle: {len(self.offsets):,} records are handled,")
-            say("", f"the cursor at {self.acknowledged:,} is acknowledged")
+            self.kill()
+            say(
+                "SIGKILL", f"in the middle: {self.kill_at:,} records are handled, and the cursor is"
+            )
+            say("", f"acknowledged at {self.acknowledged:,}")
 
 
 def lines_of(path: str | None) -> list[bytes]:
     if path is None:
         dice = random.Random(7)
-        verbs, paths = ("GET", "GET", "GET", "PUT"), ("/", "/orders", "/orders/%d", "/users/%d")
-        lines = []
-        for n in range(GENERATED):
-            what = dice.choice(paths).replace("%d", str(dice.randrange(10_000)))
-            took = dice.expovariate(1 / 20)
-            when = f"2024-05-01T{n // 36000 % 24:02}:{n // 600 % 60:02}:{n / 10 % 60:04.1f}Z"
-            lines.append(f"{when} web-{n % 7} {dice.choice(verbs)} {what} 200 {took:.1f} ms".encode())
-        say("input", f"{GENERATED:,} generated log lines (give it yours: make demo FILE=path)")
-        return lines
+        users = [dice.randrange(10_000) for _ in range(GENERATED)]
+        say("input", f"{GENERATED:,} generated log lines (or yours: make demo FILE=path)")
+        return [b"line %d: GET /users/%d 200" % line for line in enumerate(users)]
     try:
         with open(path, "rb") as file:
             data = file.read(FILE_BYTES_MAX)
-            whole = not file.read(1)
+            cut = bool(file.read(1))
     except OSError as error:
         sys.exit(f"cannot read {path}: {error.strerror}")
     lines = data.split(b"\n")
-    if not lines[-1] or (not whole and len(lines) > 1):
+    if not lines[-1] or (cut and len(lines) > 1):
         lines.pop()  # nothing behind the last newline, or half a line
-    whole = whole and len(lines) <= LINES_MAX
-    lines = lines[:LINES_MAX]
     if not lines:
         sys.exit(f"{path} has no line")
-    say("input", f"{path}, {'all' if whole else 'the first'} {len(lines):,} lines")
+    part = "the first" if cut or len(lines) > LINES_MAX else "all"
+    lines = lines[:LINES_MAX]
+    say("input", f"{path}: {part} {len(lines):,} lines")
     return lines
 
 
@@ -141,103 +140,82 @@ def speed(lines: list[bytes], count: int, seconds: float) -> str:
 def demo(server: Server, lines: list[bytes]) -> bool:
     """Whether every check held."""
     client = server.start()
-
     log = client.log("demo", create=True)
     began = time.monotonic()
     with log.producer() as producer:
-        for number, line in enumerate(lines, 1):
-            try:
-                producer.send(line)
-            except rlog.TooLarge as error:
-                sys.exit(f"line {number}: {error}")
+        for line in lines:
+            producer.send(line)
         end = producer.flush()
-    say("append", f"{len(lines):,} records, offsets 0 to {end - 1:,}, each synced when acknowledged")
+    say("append", f"offsets 0 to {end - 1:,}, each on the disk before it was acknowledged")
     say("", speed(lines, len(lines), time.monotonic() - began))
 
-    consumer = log.consumer("demo-consumer", block=False)
-    first = Handler(consumer, (len(lines) + 1) // 2, server)
-    say("process", f"as consumer demo-consumer, in_flight={IN_FLIGHT}")
+    consumer = log.consumer("reports", block=False)
+    first = Handler(consumer, lambda: server.end(signal.SIGKILL), (len(lines) + 1) // 2)
+    say("process", f"as consumer reports, in_flight={IN_FLIGHT}")
     began = time.monotonic()
     try:
         consumer.process(first, in_flight=IN_FLIGHT)
     except rlog.ConnectionLost as error:
-        took = time.monotonic() - began
-        say("", f"ConnectionLost: {str(error).partition(': ')[2] or error}")
-        say("", f"{len(first.offsets):,} records were handled, offsets 0 to {first.offsets[-1]:,}")
-        say("", speed(lines, len(first.offsets), took))
+        say("", f"{len(first.offsets):,} records handled, then ConnectionLost: {error}")
+        say("", speed(lines, len(first.offsets), time.monotonic() - began))
 
     client = server.start()
-    consumer = client.log("demo").consumer("demo-consumer", block=False)
+    consumer = client.log("demo").consumer("reports", block=False)
     cursor = consumer.committed
-    say("process", f"goes on where the commits stood: the cursor is at {cursor:,}")
-    second = Handler(consumer, None, server)
+    second = Handler(consumer, lambda: None, 0)
+    say("process", f"goes on where the commits stood, at {cursor:,}")
     began = time.monotonic()
     consumer.process(second, in_flight=IN_FLIGHT)
     took = time.monotonic() - began
     committed = consumer.committed
     client.close()
-    say("", f"{len(second.offsets):,} records, to the end; the cursor is at {committed:,}")
-    if second.offsets:
-        say("", speed(lines, len(second.offsets), took))
-
-    say("inspect", f"rlog inspect {server.data}")
-    shown = subprocess.run(
-        [RLOG, "inspect", server.data], capture_output=True, text=True, errors="replace"
-    )
-    report = (shown.stdout + shown.stderr).splitlines()
-    for line in report[:20]:
-        say("", line)
-    if len(report) > 20:
-        say("", f"… {len(report) - 20} more lines")
+    say("", f"{len(second.offsets):,} records handled; the cursor is at the end, {committed:,}")
+    say("", speed(lines, len(second.offsets), took))
 
     code = server.end(signal.SIGTERM)
     say("SIGTERM", f"the server stopped with exit code {code}")
+    say("inspect", f"rlog inspect {server.data}")
+    shown = subprocess.run([RLOG, "inspect", server.data], capture_output=True, text=True)
+    report = (shown.stdout + shown.stderr).splitlines()
+    for text in report[:INSPECT_LINES]:
+        say("", text)
+    if len(report) > INSPECT_LINES:
+        say("", f"… {len(report) - INSPECT_LINES} more lines")
 
     again = [offset for offset in first.offsets if offset >= cursor]
     sent = digest([hashlib.sha256(line).digest() for line in lines])
     handled = digest(first.hashes[:cursor] + second.hashes)
-    checks = [
-        (f"the log has all {len(lines):,} records", end == len(lines)),
-        (
-            "before the kill every offset was handled once, in order, from 0 on",
-            first.offsets == list(range(len(first.offsets))),
+    acknowledged = first.acknowledged
+    checks = {
+        f"all {len(lines):,} lines are in the log": end == len(lines),
+        "before the kill: every offset from 0 on, in order, once": (
+            first.offsets == list(range(len(first.offsets)))
         ),
-        (
-            f"after it the same, from the cursor at {cursor:,} to the end: nothing was lost",
-            second.offsets == list(range(cursor, len(lines))) and committed == len(lines),
+        f"after it: every offset from {cursor:,} to the end, so nothing was lost": (
+            second.offsets == list(range(cursor, end)) and committed == end
         ),
-        (
-            f"{len(again):,} records were handled again, at most {IN_FLIGHT:,} (in_flight)",
-            len(again) <= IN_FLIGHT,
+        f"{len(again):,} records were handled again (at most in_flight), with the same content": (
+            len(again) <= IN_FLIGHT and first.hashes[cursor:] == second.hashes[: len(again)]
         ),
-        (
-            f"none of them below {first.acknowledged:,}: nothing was handled again after its commit",
-            cursor >= first.acknowledged,
+        f"none of them below {acknowledged:,}: nothing was handled again after its commit": (
+            cursor >= acknowledged
         ),
-        (
-            "those that were came with the same content",
-            first.hashes[cursor:] == second.hashes[: len(again)],
-        ),
-        (f"SHA-256 of what went in {sent}", True),
-        (f"and of what came out    {handled}", sent == handled),
-        ("rlog inspect and the stop succeeded", shown.returncode == 0 and code == 0),
-    ]
-    for text, held in checks:
-        mark = f"{GREEN}ok{PLAIN}      " if held else f"{RED}FAILED{PLAIN}  "
-        say("check", mark + text)
-    return all(held for _, held in checks)
-
-
-def hung(*_: object) -> None:
-    sys.exit(f"not done within {SECONDS_MAX} s")
+        f"SHA-256 of what went in {sent}": True,
+        f"and of what came out    {handled}": sent == handled,
+        "the stop was clean, and rlog inspect finds no fault": code == shown.returncode == 0,
+    }
+    for text, held in checks.items():
+        say("check", f"{GREEN}ok{PLAIN}      {text}" if held else f"{RED}FAILED{PLAIN}  {text}")
+    return all(checks.values())
 
 
 def main(arguments: list[str]) -> int:
     if len(arguments) > 1 or arguments[:1] in (["-h"], ["--help"]):
         sys.exit(__doc__)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    signal.signal(signal.SIGALRM, hung)
+    signal.signal(signal.SIGALRM, lambda *_: sys.exit(f"not done after {SECONDS_MAX} s"))
     signal.alarm(SECONDS_MAX)
+    logging.getLogger("rlog_client").setLevel(logging.ERROR)  # of the loss, the demo speaks itself
     lines = lines_of(arguments[0] if arguments else None)
     with tempfile.TemporaryDirectory(prefix="rlog-demo-") as directory:
         server = Server(directory)

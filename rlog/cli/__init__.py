@@ -85,6 +85,10 @@ def _print_version(ctx: click.Context) -> None:
     ctx.exit()
 
 
+# With click 8.1 it is no error, and exits 0.
+_NO_ARGUMENTS: Final[Any] = getattr(click.exceptions, "NoArgsIsHelpError", ())
+
+
 # --- the way out ----------------------------------------------------------------------------
 
 _EXITS: Final[tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], Exit], ...]] = (
@@ -197,7 +201,7 @@ def _explain(error: BaseException, settings: Settings) -> int:
 
 
 def _explain_usage(error: click.ClickException, settings: Settings) -> int:
-    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+    if isinstance(error, _NO_ARGUMENTS):
         error.show()
         return Exit.USAGE
     settings.out.complain(error.format_message(), error=True)

@@ -112,9 +112,7 @@ def logs_describe(settings: Settings, log: str) -> None:
 @click.argument("log")
 @_options
 @pass_settings
-def logs_create(
-    settings: Settings, log: str, sync: str | None, file_roll_size: int | None
-) -> None:
+def logs_create(settings: Settings, log: str, sync: str | None, file_roll_size: int | None) -> None:
     with settings.client() as client:
         there = False
         with suppress(NotFound):
@@ -197,9 +195,7 @@ def consumers_describe(settings: Settings, log: str, id: str | Global) -> None:
 @option("--to", type=WHENCE, required=True)
 @option("--force", is_flag=True, help="Also when it is held: the holder is fenced.")
 @pass_settings
-def consumers_seek(
-    settings: Settings, log: str, id: str | Global, to: Place, force: bool
-) -> None:
+def consumers_seek(settings: Settings, log: str, id: str | Global, to: Place, force: bool) -> None:
     with settings.client() as client:
         target = client.log(log)
         before, after = target.cursor(id).seek(wire.whence_of(target, to), force=force)
@@ -241,14 +237,18 @@ def ping(settings: Settings, count: int, interval: float) -> None:
 
 @verb(help="Print the version.")
 def version(settings: Settings) -> None:
-    details: Row = {"version": __version__, "protocol": PROTOCOL, "python": platform.python_version()}
+    details: Row = {
+        "version": __version__,
+        "protocol": PROTOCOL,
+        "python": platform.python_version(),
+    }
     if settings.out.form is None and not settings.verbose:
         settings.out.print(f"rlog {__version__}")
     else:
         settings.out.one(details)
 
 
-@verb(help="Print a script that completes verbs and flags: eval \"$(rlog completion bash)\".")
+@verb(help='Print a script that completes verbs and flags: eval "$(rlog completion bash)".')
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(settings: Settings, shell: str) -> None:
     from . import COMPLETE_VARIABLE, root

@@ -13,7 +13,7 @@ import stat
 import time
 from collections import deque
 from contextlib import ExitStack
-from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
 
@@ -21,7 +21,7 @@ from rlog_client import Item, NotFound, RlogError, TooLarge
 
 from . import wire
 from .exits import Exit, Stopped
-from .options import SIZE, Settings, command, fail_empty, option
+from .options import SIZE, ParamType, Settings, command, fail_empty, option
 from .output import Progress, size
 from .records import InvalidLine, from_line
 
@@ -89,7 +89,7 @@ class Unfit(Exception):
 def split(
     reads: Iterator[bytes], delimiter: bytes, *, keep: bool, bytes_max: int
 ) -> Iterator[list[bytes]]:
-    """The records of each read. The last one needs no delimiter; one beyond ``bytes_max`` is cut there."""
+    """The records of each read. The last needs no delimiter; one beyond ``bytes_max`` is cut."""
     carried: list[bytes] = []
     carried_bytes = 0
     for data in reads:
@@ -146,7 +146,7 @@ def records_of(
 
 
 class Feed:
-    """A producer, and how far it is. ``records``, ``bytes``: handed over; ``acknowledged``: of those."""
+    """A producer, and how far it is: ``records`` and ``bytes`` handed over, and acknowledged."""
 
     def __init__(self, producer: Producer, record_bytes_max: int) -> None:
         self._producer = producer
@@ -326,7 +326,7 @@ class Appending:
 # --- the verb -------------------------------------------------------------------------------
 
 
-class _Rate(click.ParamType):
+class _Rate(ParamType):
     name = "rate"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, bool]:
@@ -393,7 +393,9 @@ def append(
     if jsonl and (key is not None or key_delimiter or header or null or whole or keep_newline):
         raise click.UsageError("--jsonl says everything about a record: no other flag goes with it")
     if whole and (null or keep_newline or key_delimiter):
-        raise click.UsageError("--whole takes no lines apart: -0, -K, --keep-newline do not go with it")
+        raise click.UsageError(
+            "--whole takes no lines apart: -0, -K, --keep-newline do not go with it"
+        )
     if key is not None and key_delimiter:
         raise click.UsageError("-k or -K, not both")
     shape = Shape(
@@ -414,13 +416,15 @@ def append(
 
 def _open(stack: ExitStack, name: str) -> Source:
     """Opened before anything is appended: a name that is wrong costs nothing."""
-    file: IO[bytes] | int = 0 if name == "-" else stack.enter_context(open(name, "rb", buffering=0))
-    number = file if isinstance(file, int) else file.fileno()
-    status = os.fstat(number)
+    file = 0
+    if name != "-":
+        file = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
+        stack.callback(os.close, file)
+    status = os.fstat(file)
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(21, "Is a directory", name)
     regular = stat.S_ISREG(status.st_mode)
-    return Source("stdin" if name == "-" else name, number, status.st_size if regular else None)
+    return Source("stdin" if name == "-" else name, file, status.st_size if regular else None)
 
 
 def _log(out: Output, client: Client, name: str, create: bool) -> Log:

@@ -30,6 +30,11 @@ if TYPE_CHECKING:
     from rlog_client import Client, Record
 
 TIMEOUT_SECONDS: Final = 10.0
+if TYPE_CHECKING:
+    ParamType = click.ParamType[Any]
+else:
+    ParamType = click.ParamType  # not to be subscripted before click 8.2
+
 FunctionT = TypeVar("FunctionT", bound="Callable[..., Any]")
 
 
@@ -81,7 +86,7 @@ def confirm(settings: Settings, what: str, yes: bool) -> None:
 # --- types ----------------------------------------------------------------------------------
 
 
-class _Size(click.ParamType):
+class _Size(ParamType):
     name = "size"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> int:
@@ -91,7 +96,7 @@ class _Size(click.ParamType):
         return number
 
 
-class _Seconds(click.ParamType):
+class _Seconds(ParamType):
     name = "seconds"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> float:
@@ -101,7 +106,7 @@ class _Seconds(click.ParamType):
         return number
 
 
-class _Sync(click.ParamType):
+class _Sync(ParamType):
     name = "policy"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> str:
@@ -111,7 +116,7 @@ class _Sync(click.ParamType):
             self.fail(str(error), param, ctx)
 
 
-class _Whence(click.ParamType):
+class _Whence(ParamType):
     name = "whence"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Place:
@@ -123,7 +128,7 @@ class _Whence(click.ParamType):
             self.fail(str(error), param, ctx)
 
 
-class _Template(click.ParamType):
+class _Template(ParamType):
     name = "template"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Callable[[Sequence[Record]], bytes]:
@@ -135,7 +140,7 @@ class _Template(click.ParamType):
             self.fail(str(error), param, ctx)
 
 
-class _Consumer(click.ParamType):
+class _Consumer(ParamType):
     name = "id"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> str | Global:
@@ -185,7 +190,7 @@ _COMMON: Final[tuple[tuple[tuple[str, ...], dict[str, Any]], ...]] = (
 
 
 def _common(*, environment: bool) -> list[click.Parameter]:
-    """Only the outermost ones read the environment: else it would overrule a flag before the verb."""
+    """Only the outermost read the environment: else it would overrule a flag before the verb."""
     return [
         click.Option(
             list(declarations),
@@ -224,7 +229,7 @@ def command(**attributes: Any) -> Callable[[Callable[..., Any]], Command]:
     return decorate
 
 
-def pass_settings(function: FunctionT) -> FunctionT:
+def pass_settings(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.make_pass_decorator(Settings, ensure=True)(function)
 
 

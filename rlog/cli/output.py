@@ -87,7 +87,7 @@ class Output:
             self.complain(text)
 
     def complain(self, text: str, *, error: bool = False) -> None:
-        """To stderr, in any case; with its name if it is an error, for whoever reads many commands' talk."""
+        """To stderr, in any case. An error has our name: many a script has many commands talk."""
         if error:
             text = f"{self.paint('rlog:', '31;1', STDERR)} {text}"
         write_all(STDERR, f"{text}\n".encode("utf-8", "surrogateescape"))
@@ -123,27 +123,32 @@ class Output:
         if self.form in ("json", "jsonl"):
             self.write(_json(row) + b"\n")
             return
-        width = max(map(len, row))
+        titles = {name: _title(name, human).lower() for name in row}
+        width = max(map(len, titles.values()))
         for name, value in row.items():
             shown = _shown(name, value, human)
-            self.print(f"{self.paint(name.ljust(width), '1')}  {shown}".rstrip())
+            self.print(f"{self.paint(titles[name].ljust(width), '1')}  {shown}".rstrip())
 
     def table(self, rows: Iterable[Row], human: Mapping[str, Any] | None = None) -> int:
         count = 0
         widths: dict[str, int] = {}
+        right: set[str] = set()
         for batch in _batches(rows):
             cells = [{k: _shown(k, v, human) for k, v in row.items()} for row in batch]
             if not count:
-                widths = {name: len(name) for name in batch[0]}
-                right = {n for n, v in batch[0].items() if type(v) in (int, float)}
+                # All that any of these rows has: of a value, one has its text and one its base64.
+                named = dict(item for row in reversed(batch) for item in row.items())
+                order = dict.fromkeys(name for row in batch for name in row)
+                widths = {name: len(_title(name, human)) for name in order}
+                right = {n for n in order if type(named[n]) in (int, float)}
             for name in widths:
-                widths[name] = max(widths[name], *(len(row.get(name, "")) for row in cells))
+                widths[name] = max(widths[name], *(len(row.get(name, "-")) for row in cells))
             lines = []
             if not count:
-                names = [_aligned(n.replace("_", " ").upper(), w, n in right) for n, w in widths.items()]
+                names = [_aligned(_title(n, human), w, n in right) for n, w in widths.items()]
                 lines.append(self.paint("  ".join(names).rstrip(), "1"))
             for row in cells:
-                line = [_aligned(row.get(n, ""), w, n in right) for n, w in widths.items()]
+                line = [_aligned(row.get(n, "-"), w, n in right) for n, w in widths.items()]
                 lines.append("  ".join(line).rstrip())
             self.print("\n".join(lines))
             count += len(batch)
@@ -181,6 +186,13 @@ def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
             batch = []
     if batch:
         yield batch
+
+
+def _title(name: str, human: Mapping[str, Any] | None) -> str:
+    """A unit that is not shown is not named."""
+    if human is not None and name in human:
+        name = name.removesuffix("_ns")
+    return name.replace("_", " ").upper()
 
 
 def _aligned(text: str, width: int, right: bool) -> str:
@@ -250,5 +262,4 @@ def no_traceback_at_exit() -> None:
     """Have the interpreter's own last flush go nowhere: the reader of stdout is gone."""
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), STDOUT)
-    sys.stdout = None  # type: ignore[assignment]
-
+    sys.stdout = None

@@ -15,7 +15,7 @@ from rlog_client.batch import InvalidBatch, decode
 
 from . import wire
 from .exits import Exit
-from .options import CONSUMER, TEMPLATE, WHENCE, Settings, command, fail_empty, option
+from .options import CONSUMER, TEMPLATE, WHENCE, ParamType, Settings, command, fail_empty, option
 from .output import STDOUT
 from .records import to_lines, to_objects
 from .template import compile_template
@@ -216,7 +216,7 @@ class _Tail:
             self._source.commit(records[-1], wait=False)
 
 
-class _Regex(click.ParamType):
+class _Regex(ParamType):
     name = "regex"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> re.Pattern[bytes]:
@@ -240,7 +240,9 @@ class _Regex(click.ParamType):
 @option("--from", "begin", type=WHENCE, help="Begin there.")
 @option("-g", "--grep", type=_Regex(), help="Only values in which this is found.")
 @option("--format", "template", type=TEMPLATE, help=r"Such as '%o %t %k %v\n'.")
-@option("-c", "--consumer", type=CONSUMER, help="Read as this consumer; commit what stdout has taken.")
+@option(
+    "-c", "--consumer", type=CONSUMER, help="Read as this consumer; commit what stdout has taken."
+)
 @fail_empty()
 def tail(
     settings: Settings,

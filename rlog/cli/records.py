@@ -34,10 +34,10 @@ class _Line(Struct, omit_defaults=True):
     log: str | UnsetType = UNSET
     offset: int | UnsetType = UNSET
     timestamp_ns: int | UnsetType = UNSET
-    event_time_ns: int | None | UnsetType = UNSET
-    key: str | None | UnsetType = UNSET
+    event_time_ns: int | UnsetType | None = UNSET
+    key: str | UnsetType | None = UNSET
     key_b64: str | UnsetType = UNSET
-    headers: dict[str, str | _Coded] | None | UnsetType = UNSET
+    headers: dict[str, str | _Coded] | UnsetType | None = UNSET
     value: str | UnsetType = UNSET
     value_b64: str | UnsetType = UNSET
 
@@ -111,7 +111,7 @@ def from_line(raw: bytes) -> Item:
     return Item(value, _bytes_of("key", line.key, line.key_b64), headers, event_time_ns)
 
 
-def _bytes_of(name: str, text: str | None | UnsetType, coded: str | UnsetType) -> bytes | None:
+def _bytes_of(name: str, text: str | UnsetType | None, coded: str | UnsetType) -> bytes | None:
     if coded is UNSET:
         return None if text is UNSET or text is None else text.encode()
     if text is not UNSET:
@@ -120,7 +120,9 @@ def _bytes_of(name: str, text: str | None | UnsetType, coded: str | UnsetType) -
 
 
 def _header_of(name: str, content: str | _Coded) -> bytes:
-    return content.encode() if isinstance(content, str) else _decoded(f"header {name!r}", content.b64)
+    return (
+        content.encode() if isinstance(content, str) else _decoded(f"header {name!r}", content.b64)
+    )
 
 
 def _decoded(name: str, coded: Any) -> bytes:

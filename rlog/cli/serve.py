@@ -1,4 +1,4 @@
-"""``rlog serve``: a server's flags, its log lines, and how it ends. The one verb that loads trio."""
+"""``rlog serve``: a server's flags, its log lines, its end. The one verb that loads trio."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..driver import Limits
 from ..files import PAGE
 from ..policy import parse_policy
 from .exits import Exit, Stopped
-from .options import SIZE, SYNC, Settings, command, option
+from .options import SIZE, SYNC, ParamType, Settings, command, option
 from .output import rfc3339
 
 JOURNAL_FILE_MIN: Final = 64 * 1024
@@ -22,7 +22,7 @@ SIZE_MAX: Final = 1 << 30
 _LEVELS: Final = ("debug", "info", "warning", "error")
 
 
-class _Listen(click.ParamType):
+class _Listen(ParamType):
     name = "address"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Listen:
@@ -61,7 +61,9 @@ class _JsonLines(logging.Formatter):
 def _set_up_logging(form: str, level: str) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(
-        _JsonLines() if form == "json" else _TextLines("%(asctime)s %(levelname)s %(name)s: %(message)s")
+        _JsonLines()
+        if form == "json"
+        else _TextLines("%(asctime)s %(levelname)s %(name)s: %(message)s")
     )
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.Formatter.converter = time.gmtime

@@ -74,7 +74,9 @@ def compile_template(text: str) -> Callable[[Sequence[Record]], bytes]:
         return lambda records: form % () * len(records)
 
     def render(records: Sequence[Record]) -> bytes:
-        return b"".join(map(form.__mod__, zip(*(column(records) for column in columns), strict=True)))
+        return b"".join(
+            map(form.__mod__, zip(*(column(records) for column in columns), strict=True))
+        )
 
     return render
 

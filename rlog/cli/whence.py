@@ -144,7 +144,9 @@ def _duration_ns(text: str, at: int) -> int:
     if end - at > 12:
         raise InvalidWhence(text, at, "is longer than time itself")
     fraction = text[end + 1 : fraction_end][:18]
-    return int(text[at:end]) * unit + (int(fraction) * unit // 10 ** len(fraction) if fraction else 0)
+    return int(text[at:end]) * unit + (
+        int(fraction) * unit // 10 ** len(fraction) if fraction else 0
+    )
 
 
 class _Scanner:

@@ -70,16 +70,20 @@ def resolve(log: Log, place: Whereabouts) -> Place:
 
 
 class Batch(NamedTuple):
-    """A batch as it is stored. ``position``: of its header in ``file``. The body is not checked yet."""
+    """A batch as it is stored, at ``position`` of ``file``. Its body is not checked yet."""
 
     file: str
     position: int
     header: Header
-    body: memoryview
+    raw: memoryview
+
+    @property
+    def body(self) -> memoryview:
+        return self.raw[HEADER_BYTES:]
 
 
 class Batches:
-    """The whole batches of a log from ``begin`` up to ``end``, in order, unchecked but for their headers.
+    """The whole batches of a log from ``begin`` up to ``end``, checked but for their bodies.
 
     What the server calls damaged is raised once, and the next call goes on behind it. A loan is
     open only inside a fetch (see ``rlog_client.source``).
@@ -147,17 +151,15 @@ class Batches:
         if header.end <= self._place:
             return None
         self._place = header.end
-        body = chunk.payload[at + HEADER_BYTES : at + header.bytes]
-        return Batch(chunk.file, chunk.position + at, header, body)
+        raw = chunk.payload[at : at + header.bytes]
+        return Batch(chunk.file, chunk.position + at, header, raw)
 
     def _corrupt(self, chunk: Chunk, end: int, reason: str) -> RlogError:
         first, self._place = self._place, end
         return corrupt(self._log.name, first, end, chunk.file, chunk.position + chunk.at, reason)
 
 
-def corrupt(
-    log: str, first: int, end: int, file: str, position: int, reason: str
-) -> CorruptData:
+def corrupt(log: str, first: int, end: int, file: str, position: int, reason: str) -> CorruptData:
     return CorruptData(
         f"log {log}, offsets {first} to {end} ({file}, position {position}): {reason}",
         log=log,
@@ -166,4 +168,3 @@ def corrupt(
         file=file,
         position=position,
     )
-

@@ -9,6 +9,7 @@ some go on working before they are.
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -96,12 +97,20 @@ class Explorer:
     """Runs lives and checks what follows their cuts. ``states`` and the like are counts for a report."""
 
     def __init__(
-        self, depth: Depth, later: Workload, seed: int = 1, *, violations_max: int = 5
+        self,
+        depth: Depth,
+        later: Workload,
+        seed: int = 1,
+        *,
+        violations_max: int = 5,
+        recoveries_max: int = 1 << 60,
     ) -> None:
         self.depth = depth
         self.later = later
         self.seed = seed
         self.violations_max = violations_max
+        self.recoveries_max = recoveries_max
+        self._next: deque[Callable[[], None]] = deque()  # lives that are still to be explored
         self.boundaries = 0
         self.states = 0
         self.recoveries = 0
@@ -118,6 +127,14 @@ class Explorer:
     def run(self, workload: Workload) -> None:
         """From an empty directory."""
         self._explore(SimDisk(), History(), workload, (), 1)
+        while self._next and not self._enough:
+            self._next.popleft()()
+
+    @property
+    def _enough(self) -> bool:
+        return (
+            len(self.violations) >= self.violations_max or self.recoveries >= self.recoveries_max
+        )
 
     def _explore(
         self,
@@ -141,7 +158,7 @@ class Explorer:
             if life == 1:
                 self._check_torn(cut, (f"operation {cut.operation}",))
             for choice, left in self._after(cut, life):
-                if len(self.violations) >= self.violations_max:
+                if self._enough:
                     return
                 here = f"life {life}, operation {cut.operation} ({cut.kind}), "
                 here += "killed" if choice is None else f"mask {choice.mask:b}, {choice.fill.value}"
@@ -160,6 +177,8 @@ class Explorer:
         """With the newest checkpoint destroyed, the one before it and the journal give the same."""
         names = [name for name in left.names("") if name.startswith("checkpoint-")]
         if len(names) < 2:
+            if names and int(names[0].rpartition("-")[2]):
+                self._violated(way, [f"{names[0]} is the only checkpoint"])
             return
         left.replace(names[-1], b"rot" * 10)
         self.recoveries += 1
@@ -197,10 +216,10 @@ class Explorer:
             if life < self.depth.lives and not isinstance(view, str):
                 number = self.recoveries
                 kept = cut.history.after_power_cut() if power_cut else cut.history.copy()
-                if number % self.depth.nested == 0:
-                    self._explore(left.copy(), kept, None, way, life + 1)
-                elif number % self.depth.continued == 1:
-                    self._explore(left.copy(), kept, self.later, way, life + 1)
+                work = self.later if number % self.depth.continued == 1 else None
+                if work is not None or number % self.depth.nested == 0:
+                    disk = left.copy()
+                    self._next.append(lambda: self._explore(disk, kept, work, way, life + 1))
         if isinstance(view, str):
             self._violated(way, [view])
         else:

@@ -82,11 +82,6 @@ MUTANTS = (
         (Edit(f"{JOURNAL}._begin_file", "    self._sync()\n", "    pass\n"),),
     ),
     Mutant(
-        "no zero page behind a frame",
-        "crash",
-        (Edit(f"{JOURNAL}.append", "pieces.append(_ZERO_PAGE)", "pass"),),
-    ),
-    Mutant(
         "frames do not begin on a page",
         "crash",
         (Edit("rlog.frame:padded", "-(-length // PAGE) * PAGE", "-(-length // 64) * 64"),),
@@ -111,21 +106,6 @@ MUTANTS = (
         "a new journal file is not synced before it gets its number",
         "crash",
         (Edit(f"{JOURNAL}._make_zeroed", "    file.sync()\n", ""),),
-    ),
-    Mutant(
-        "the old journal file is continued after a start",
-        "crash",
-        (
-            Edit(
-                f"{JOURNAL}.open",
-                "    return self.file_bytes\n",
-                "    end = self._chain.get(self.last.number)\n"
-                "    if end is not None:\n"
-                "        self._name, self._position = end.file, end.end\n"
-                "        self._file = opened[end.file]\n"
-                "    return self.file_bytes\n",
-            ),
-        ),
     ),
     Mutant(
         "a checkpoint gets its name before it is synced",
@@ -231,17 +211,6 @@ MUTANTS = (
         ),
     ),
     Mutant(
-        "a frame counts whatever was before it",
-        "crash",
-        (
-            Edit(
-                f"{JOURNAL}._follow",
-                "s.head.previous == last.crc",
-                "True",
-            ),
-        ),
-    ),
-    Mutant(
         "of two frames with one number the earlier file's counts",
         "crash",
         (Edit(f"{JOURNAL}._follow", "follows[-1]", "follows[0]"),),
@@ -252,11 +221,6 @@ MUTANTS = (
         (Edit(f"{JOURNAL}.open", "file.sync()", "pass"),),
     ),
     Mutant(
-        "recovery does not sync the names that a killed process left in the cache",
-        "crash",
-        (Edit("rlog.recovery:recover", 'for name in ("", DIRECTORY):', "for name in ():"),),
-    ),
-    Mutant(
         "the epoch of a claim is not kept",
         "crash",
         (
@@ -264,17 +228,6 @@ MUTANTS = (
                 "rlog.state:State.apply",
                 "cursor = Cursor(committed, epoch, Holder(token, holder, time_ns))",
                 "cursor = Cursor(committed, 0, Holder(token, holder, time_ns))",
-            ),
-        ),
-    ),
-    Mutant(
-        "segments are not cut at the end that recovery found",
-        "crash",
-        (
-            Edit(
-                "rlog.recovery:_lay_out",
-                "    _tidy(files, final, alive, journal.tail() + 1, reports)\n",
-                "",
             ),
         ),
     ),
