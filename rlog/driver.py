@@ -8,6 +8,7 @@ flights, when ``checkpoint_due``, ``begin_checkpoint``, the job that it gives,
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -191,9 +192,11 @@ class Driver:
     # --- space --------------------------------------------------------------------------------
 
     def _make_room(self) -> int:
-        """How large the next frame may get. Appends are taken only while the journal has room to
-        spare:
-        the rest of it is for commits, claims and trims."""
+        """How large the next frame may get, in bytes.
+
+        Appends are taken only while the journal has room to spare: the rest of it is for commits,
+        claims and trims.
+        """
         journal, books = self.journal, self.broker.books
         largest = min(journal.file_bytes, self.broker.batch_bytes_max + FRAME_BYTES_GOAL)
         if not journal.spare and journal.room < max(2 * largest, journal.file_bytes // 8):
@@ -229,8 +232,7 @@ class Driver:
         if self.journal.tail() == self._marks[-1] or self._clock() < self._again_at:
             return False
         journal = self.journal
-        # Half of the files belong to the time before the last checkpoint: each frees the other
-        # half.
+        # About half of the files lie before the last checkpoint: the next one lets them go.
         return (
             (
                 journal.files_above(self._marks[0]) >= FILES_IN_USE_MAX
@@ -279,7 +281,9 @@ class Driver:
             for file in files:
                 file.sync()
             for directory in directories:
-                self._files.sync_directory(directory)
+                # A log that was deleted since has no directory, and its name is not to last.
+                with contextlib.suppress(FileNotFoundError):
+                    self._files.sync_directory(directory)
             if not checkpoints.write(self._files, number, raw):
                 return False
             checkpoints.keep_reserve(self._files, min(RESERVE_BYTES_MAX, journal.file_bytes // 4))

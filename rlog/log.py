@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from rlog_client.batch import HEADER_BYTES, InvalidBatch, parse_header
 
 from .index import Index
-from .segment import Damage, Extent, Found, Place, directory, path, walk
+from .segment import Damage, Extent, Found, Place, base_of, directory, path, walk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -209,6 +209,8 @@ class LogFiles:
         for base in list(self._dirty):
             self._clean(base)
         for name in self._files.names(directory(self.id)):
+            if (base := base_of(name)) is not None:
+                self._handles.drop(self.id, base)
             self._files.unlink(f"{directory(self.id)}/{name}")
         self._files.remove_directory(directory(self.id))
 

@@ -272,6 +272,10 @@ class Transport:
         """Wait for the socket or a wake-up, and read. False: nothing came."""
         if self.session.lost is not None:
             return False
+        if self._received or self._filled:
+            # Interrupted just behind a receive: poll() knows nothing of what is already here.
+            self._take_in()
+            return True
         self._poll.register(self._socket, POLLIN | POLLOUT if self.session.outgoing else POLLIN)
         # Interrupted, poll() runs the signal handlers: the exception of Ctrl-C comes out of here.
         ready = self._poll.poll(None if seconds is None else seconds * 1000)

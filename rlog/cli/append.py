@@ -159,15 +159,12 @@ class Feed:
         self.acknowledged = 0
         self.acknowledged_bytes = 0
         self.last: int | None = None  # the offset of the last acknowledged record
+        self.level = "synced"  # how durable it was when acknowledged
 
     @property
     def first(self) -> int | None:
         """The offset of the first record, if it is acknowledged."""
         return self._first.result() if self._first is not None and self.acknowledged else None
-
-    @property
-    def level(self) -> str:
-        return self._newest.receipt().level if self._newest is not None else "synced"
 
     def extend(self, values: Sequence[bytes]) -> None:
         """Hand over plain values, at least one. Unfit: those before it were handed over."""
@@ -225,6 +222,7 @@ class Feed:
             pending, records, count = self._marks.popleft()
             try:
                 self.last = pending.result()
+                self.level = pending.receipt().level
             except RlogError:
                 self._marks.clear()
                 return
@@ -236,6 +234,9 @@ class Feed:
         self._marks.clear()
         if self.records:
             self.last = end - 1
+            newest = self._newest or self._first
+            assert newest is not None, "something was handed over"
+            self.level = newest.receipt().level
         self.acknowledged, self.acknowledged_bytes = self.records, self.bytes
 
 

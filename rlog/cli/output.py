@@ -50,7 +50,8 @@ def rfc3339(time_ns: int, digits: int = 3) -> str:
         moment = datetime.fromtimestamp(seconds, UTC)
     except (ValueError, OverflowError, OSError):
         return f"{time_ns}ns"  # beyond the years there are: a damaged header may say so
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{fraction:09}"[: 20 + digits] + "Z"
+    fraction_text = f".{fraction:09}"[: digits + 1] if digits else ""
+    return f"{moment:%Y-%m-%dT%H:%M:%S}{fraction_text}Z"
 
 
 def size(count: float) -> str:

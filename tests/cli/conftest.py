@@ -31,7 +31,7 @@ class Rlog:
             [RLOG, *arguments],
             input=input,
             capture_output=True,
-            env=environment(RLOG_ADDR=self.url, **(env or {})),
+            env=environment(**({"RLOG_ADDR": self.url} | (env or {}))),
             timeout=RUN_SECONDS,
             check=False,
         )
@@ -48,7 +48,7 @@ class Rlog:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=environment(RLOG_ADDR=self.url, **(env or {})),
+            env=environment(**({"RLOG_ADDR": self.url} | (env or {}))),
         )
 
 

@@ -42,7 +42,16 @@ def test_text_without_directives_is_repeated() -> None:
 
 @pytest.mark.parametrize(
     ("template", "at"),
-    [("%", 1), ("%z", 1), ("ab%", 3), ("\\", 1), (r"\q", 1), (r"\x1", 2), (r"\xzz", 2), ("%o%%%", 5)],
+    [
+        ("%", 1),
+        ("%z", 1),
+        ("ab%", 3),
+        ("\\", 1),
+        (r"\q", 1),
+        (r"\x1", 2),
+        (r"\xzz", 2),
+        ("%o%%%", 5),
+    ],
 )
 def test_what_it_does_not_know_is_marked(template: str, at: int) -> None:
     with pytest.raises(InvalidTemplate) as caught:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +22,10 @@ from .serving import ROOT, Server, eventually
 from .waits import IDLE, STOPPED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from types import FrameType
 
+RECORDS = 8000
 AT_ONCE_SECONDS = 20.0  # generous; without the wake-up these waits have no end at all
 
 
@@ -168,35 +170,45 @@ def test_stop_before_the_beginning_ends_it_at_once(log: rlog.Log) -> None:
 # --- Ctrl-C anywhere ------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def interrupted_after(seconds: float) -> Iterator[None]:
-    """Ctrl-C in the middle of the block, after so long; it ends there, or when the block does."""
-    armed = True
+@pytest.fixture
+def interrupted_after() -> Iterator[Callable[[float], contextlib.AbstractContextManager[None]]]:
+    """``with interrupted_after(seconds)``: Ctrl-C in the middle of the block, where it ends."""
+    armed = False
 
     def ring(number: int, frame: FrameType | None) -> None:
         if armed:
             raise KeyboardInterrupt
 
+    @contextlib.contextmanager
+    def interrupted(seconds: float) -> Iterator[None]:
+        nonlocal armed
+        timer = threading.Timer(seconds, lambda: os.kill(os.getpid(), signal.SIGINT))
+        timer.start()
+        armed = True
+        try:
+            yield
+            armed = False
+        except KeyboardInterrupt:
+            pass
+        finally:
+            armed = False
+            timer.cancel()
+            timer.join()
+
     before = signal.signal(signal.SIGINT, ring)
-    timer = threading.Timer(seconds, lambda: os.kill(os.getpid(), signal.SIGINT))
-    timer.start()
-    try:
-        yield
-        armed = False
-    except KeyboardInterrupt:
-        pass
-    finally:
-        armed = False
-        timer.cancel()
-        timer.join()
-        signal.signal(signal.SIGINT, before)
+    yield interrupted
+    time.sleep(0.05)  # a late one is still ours
+    signal.signal(signal.SIGINT, before)
+
+
+Interrupted = Callable[[float], contextlib.AbstractContextManager[None]]
 
 
 def test_a_hundred_interrupts_of_a_consumer_leave_no_record_out(
-    server: Server, log: rlog.Log
+    server: Server, log: rlog.Log, interrupted_after: Interrupted
 ) -> None:
-    log.append_many([b"%d" % i for i in range(20_000)])
-    client = server.connect()
+    log.append_many([b"%d" % i for i in range(RECORDS)])
+    client = server.connect(timeout=None)  # so that an answer that was dropped is seen
     consumer = client.log(log.name).consumer("c", block=False)
     following = 0
     reconnects = 0
@@ -216,7 +228,7 @@ def test_a_hundred_interrupts_of_a_consumer_leave_no_record_out(
             # Interrupted at a bad moment, the connection is given up rather than guessed at.
             reconnects += 1
             client.close()
-            client = server.connect()
+            client = server.connect(timeout=None)
             eventually(lambda: not log.cursor("c").info().members, "it is released")
             consumer = client.log(log.name).consumer("c", block=False)
         committed = log.cursor("c").info().committed
@@ -224,12 +236,12 @@ def test_a_hundred_interrupts_of_a_consumer_leave_no_record_out(
     assert reconnects < 50
     client.close()
     with log.consumer("c", block=False) as consumer:
-        consumer.process(handler)
-    assert following == 20_000
+        consumer.process(handler, in_flight=64)
+    assert following == RECORDS
 
 
 def test_a_hundred_interrupts_of_a_producer_leave_every_record_once_and_in_order(
-    server: Server, log: rlog.Log
+    server: Server, log: rlog.Log, interrupted_after: Interrupted
 ) -> None:
     sent = itertools.count()
     acknowledged: dict[int, bytes] = {}

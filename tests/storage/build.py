@@ -14,9 +14,7 @@ if TYPE_CHECKING:
 JOURNAL = 0x1122334455667788
 
 
-def batch_of(
-    values: Sequence[bytes], *, log: int = 1, base: int = 0, time_ns: int = 1000
-) -> bytes:
+def batch_of(values: Sequence[bytes], *, log: int = 1, base: int = 0, time_ns: int = 1000) -> bytes:
     """A whole batch as it stands in a segment."""
     produced = batch.encode(list(values))
     return batch.stamp(produced, log, base, time_ns) + bytes(produced[batch.HEADER_BYTES :])

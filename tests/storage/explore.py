@@ -1,8 +1,8 @@
 """Crashes at every boundary of a life: what the next life finds, enumerated, and checked.
 
 A life is a workload on a server. At every operation boundary its disk and its history are copied:
-a *cut*. From each cut follow a kill and many power cuts, and each of those is recovered for real and
-checked. Some of the recoveries are lives of their own, which are cut at every boundary as well, and
+a *cut*. From each cut follow a kill and many power cuts; each is recovered for real
+and checked. Some of the recoveries are lives of their own, which are cut at every boundary as well, and
 some go on working before they are.
 """
 
@@ -38,7 +38,7 @@ class Payloads:
 
 
 class Cut(NamedTuple):
-    """A moment: the disk and the history at one operation boundary, and what was about to happen."""
+    """The disk and the history at one operation boundary, and what was about to happen."""
 
     disk: SimDisk
     history: History
@@ -58,7 +58,7 @@ class Violation(NamedTuple):
 
 class Depth(NamedTuple):
     """How much to try. ``enumerate_max``, ``samples``: see ``choices``. ``nested``, ``continued``:
-    one in so many recoveries is cut at each of its own boundaries; and, or, goes on working first."""
+    one in so many recoveries is cut at each of its own boundaries; or goes on working first."""
 
     enumerate_max: int
     samples: int
@@ -94,7 +94,7 @@ def live(
 
 
 class Explorer:
-    """Runs lives and checks what follows their cuts. ``states`` and the like are counts for a report."""
+    """Runs lives and checks what follows their cuts; ``states`` and the like are counts."""
 
     def __init__(
         self,
@@ -132,9 +132,7 @@ class Explorer:
 
     @property
     def _enough(self) -> bool:
-        return (
-            len(self.violations) >= self.violations_max or self.recoveries >= self.recoveries_max
-        )
+        return len(self.violations) >= self.violations_max or self.recoveries >= self.recoveries_max
 
     def _explore(
         self,

@@ -1,4 +1,4 @@
-"""A life in which one call to the disk fails: what the server says then, and what is there later."""
+"""A life in which one call to the disk fails: what is said then, and what is there later."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ class Life:
         disk.failure = fault.mode
         self.history = History()
         self.syncs_at_failure = -1
+        self.server: Server | None = None  # None: it was not started
         self._acked_at_failure = -1
         try:
             server = Server(disk, self.history)
         except (OSError, Refused):
-            self.server = None
             return
-        self.server: Server | None = server
+        self.server = server
         disk.on_operation = lambda _kind: self._note()
         workload(server, Payloads(random.Random(1), 0))
         disk.on_operation = None
@@ -73,7 +73,7 @@ class Life:
         )  # fmt: skip
 
     def _note(self) -> None:
-        """At every boundary: since the server says that writing is over, nothing is done any more."""
+        """At every boundary: since the server says that writing is over, nothing is done."""
         server = self.server
         assert server is not None
         if server.failed is None:
@@ -103,9 +103,9 @@ class Life:
         server.checkpoint()
         if server.ids:
             log = sorted(server.ids)[0]
-            answer = server.batch(log, b"99999999 after the end")
-            if not isinstance(answer, protocol.Error) or answer.code != StorageFailed.code:
-                self.wrong.append(f"an append after the failure was answered {answer}")
+            last = server.batch(log, b"99999999 after the end")
+            if not isinstance(last, protocol.Error) or last.code != StorageFailed.code:
+                self.wrong.append(f"an append after the failure was answered {last}")
         if self.disk.calls["sync"] != self.syncs_at_failure:
             self.wrong.append("a sync was tried after one had failed")
         # Reads of what is durable go on. (In revert mode the cache has lost segment pages, too:
@@ -124,7 +124,7 @@ class Life:
         ]
 
     def judge_next(self, *, power_cut: bool) -> None:
-        """The next process, after a kill or a power cut; and the one after a power cut behind it."""
+        """The next process, after a kill or a power cut; and one after a power cut behind it."""
         way = "after a power cut" if power_cut else "after a kill"
         disk = self.disk.crash(Choice(0, Fill.OLD, 1)) if power_cut else self.disk.killed()
         try:

@@ -147,10 +147,7 @@ class History:
 
     def _check_groups(self, view: View, wrong: list[str]) -> None:
         there = {
-            payload
-            for log in view.logs.values()
-            for payload in log.records
-            if payload is not None
+            payload for log in view.logs.values() for payload in log.records if payload is not None
         }
         for group in self.groups:
             parts = [
@@ -164,7 +161,9 @@ class History:
                 for name, consumer, committed in group.commits:
                     cursor = view.logs[name].cursors.get(consumer) if name in view.logs else None
                     if cursor is not None and cursor[0] == committed:
-                        wrong.append(f"the commit {committed} is there, its frame's records are not")
+                        wrong.append(
+                            f"the commit {committed} is there, its frame's records are not"
+                        )
 
 
 def settle(history: History, view: View) -> History:

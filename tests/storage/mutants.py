@@ -6,7 +6,7 @@ import contextlib
 import importlib
 import inspect
 import textwrap
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,26 +39,26 @@ def _rewritten(edit: Edit) -> Iterator[None]:
     module_name, _, qualified = edit.where.partition(":")
     module = importlib.import_module(module_name)
     *outer, name = qualified.split(".")
-    owner: object = module
+    owner: Any = module
     for each in outer:
         owner = getattr(owner, each)
     original = inspect.getattr_static(owner, name)
     source = textwrap.dedent(inspect.getsource(original))
     assert source.count(edit.old) == 1, (
-        f"{edit.where} holds {edit.old!r} {source.count(edit.old)} times: the mutant has to be rewritten"
+        f"{edit.where} holds {edit.old!r} {source.count(edit.old)} times: rewrite the mutant"
     )
     changed = source.replace(edit.old, edit.new)
-    # The module's own globals, so that what it looks up later is what it always looks up.
-    made: dict[str, object] = {}
+    made: dict[str, Any] = {}
     code = compile(
         "from __future__ import annotations\n" + changed, f"<mutant of {edit.where}>", "exec"
     )
     exec(code, vars(module), made)
-    setattr(owner, name, made[name])
+    # The code alone is swapped: whoever has the function already has the mutant, too.
+    whole, original.__code__ = original.__code__, made[name].__code__
     try:
         yield
     finally:
-        setattr(owner, name, original)
+        original.__code__ = whole
 
 
 JOURNAL = "rlog.journal:LocalJournal"
@@ -181,11 +181,13 @@ MUTANTS = (
         (
             Edit(
                 f"{DRIVER}._append",
-                "        return None\n    return Flight(",
-                "        return None\n"
+                "    if not decided.sync:\n"
+                "        self._settle(decided, synced=False)\n"
+                "        return None\n",
                 "    self._settle(decided, synced=True)\n"
-                "    decided = Decided(None, True, None, [], [], [])\n"
-                "    return Flight(number, decided) and Flight(",
+                "    if decided.sync:\n"
+                "        self.journal.wait(number)\n"
+                "    return None\n",
             ),
         ),
     ),

@@ -32,7 +32,7 @@ class Moment(NamedTuple):
 
 
 class Directory:
-    """A directory as a server left it: ``tree`` its files, ``moments`` what it was frame by frame."""
+    """A directory as a server left it: its files, and what it was frame by frame."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class Directory:
         at_rest: bool,
         laid_out: bool = True,
     ) -> None:
-        """``laid_out``: what was written to segments since the last checkpoint came to the disk, too."""
+        """``laid_out``: what segments got since the last checkpoint came to the disk, too."""
         disk = SimDisk()
         self.at_rest = at_rest
         self.moments: list[Moment] = []
@@ -100,7 +100,7 @@ def judge(directory: Directory, disk: SimDisk) -> Outcome:
         return Outcome("WRONG", f"not started: {type(error).__name__}: {error}")
     if server.failed is not None:
         return Outcome("WRONG", f"writing failed: {server.failed}")
-    if wrong := [text for text in served_wrongly(directory, view)]:
+    if wrong := list(served_wrongly(directory, view)):
         return Outcome("WRONG", "; ".join(wrong[:3]))
     lost = tuple(
         Place(name, offset)
@@ -166,5 +166,3 @@ def small(server: Server, payload: Payloads, directory: Directory) -> None:
     for _ in range(3):
         server.batch("a", payload(2000))
         note()
-
-

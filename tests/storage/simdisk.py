@@ -69,7 +69,7 @@ class Failure(Enum):
 
 
 class Choice(NamedTuple):
-    """Which of ``units()`` came through (a bit each), the fill of the others, and a seed for the rest.
+    """Which of ``units()`` came through (a bit each), the fill of the others, and a seed.
 
     ``any_version``: a page that came through may stand at any of its versions, not only the last.
     """
@@ -320,7 +320,7 @@ class SimDisk:
     # --- faults -------------------------------------------------------------------------------
 
     def fail(self, kind: str, call: int, error: int = errno.EIO, *, more: int = 0) -> None:
-        """The ``call``-th call (from 1, of this disk's life) of a kind raises, and ``more`` after it."""
+        """The ``call``-th call of a kind (from 1, of this disk) raises, and ``more`` after it."""
         for each in range(call, call + more + 1):
             self.faults[kind, each] = OSError(error, f"{kind} failed (simulated)")
 
@@ -685,14 +685,15 @@ def choices(
     masks = [0, everything, pages, everything & ~pages, names, everything & ~names]
     for sample in range(samples):
         if sample < len(masks) * len(fills):
-            mask = masks[sample // len(fills)]
+            mask = masks[sample % len(masks)]
         elif rng.random() < 0.3:
             # Nearly all, or hardly anything: what a fair coin per unit never gives.
             one = 1 << rng.choice(core)
             mask = everything & ~one if rng.random() < 0.5 else one
         else:
             mask = rng.getrandbits(len(units))
-        yield Choice(mask, fills[sample % len(fills)], rng.getrandbits(60), rng.random() < 0.5)
+        fill = fills[(sample + sample // len(masks)) % len(fills)]
+        yield Choice(mask, fill, rng.getrandbits(60), rng.random() < 0.5)
 
 
 def _bits(units: Sequence[Unit], kind: str) -> int:

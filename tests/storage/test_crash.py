@@ -1,6 +1,6 @@
 """Promises 1, 3, 9, 14, 17, 18: whatever a crash leaves, what was acknowledged is there.
 
-The real recovery, broker, driver and journal over a simulated disk, cut at every operation boundary.
+The real recovery, broker, driver and journal over a simulated disk, cut at every boundary.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Promises 4 and 5: damage is named, and costs what it hit; nothing wrong or missing is served in silence."""
+"""Promises 4, 5: damage is named and costs what it hit; nothing is wrong or missing in silence."""
 
 from __future__ import annotations
 
@@ -124,9 +124,7 @@ def test_a_damaged_body_in_the_journal_that_was_never_laid_out_is_that_batchs_al
 
 def test_a_flipped_bit_in_a_segment_costs_one_batch(capsys: pytest.CaptureFixture[str]) -> None:
     made = directory(at_rest=True)
-    batches = [
-        {payload for _, payload in group.payloads} for group in made.server.history.groups
-    ]
+    batches = [{payload for _, payload in group.payloads} for group in made.server.history.groups]
     hit = 0
     for path in paths("logs/"):
         for position in range(0, len(made.tree[path]), 13):
@@ -175,7 +173,7 @@ def zeroed_from(path: str, position: int) -> dict[str, bytes]:
 def test_zeroed_from_every_byte_on_a_journal_gives_the_right_prefix(
     long: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """All that is behind a byte is gone, and the proof with it: what is left is a prefix, as it was."""
+    """All behind a byte is gone, and the proof with it: what is left is a prefix, as it was."""
     made = directory(at_rest=True)
     first, last = made.moments[0].number, made.moments[-1].number
 

@@ -1,18 +1,21 @@
-"""Promises 6 and 8: a failed sync ends writing for good; a full disk does not, and loses nothing."""
+"""Promises 6, 8: a failed sync ends writing for good; a full disk does not, and loses nothing."""
 
 from __future__ import annotations
 
 import errno
+from typing import TYPE_CHECKING
 
 import pytest
 
 from rlog_client import protocol
 from rlog_client.errors import DiskFull
-from tests.storage.explore import Workload
 from tests.storage.failures import every
 from tests.storage.server import ROLL, Server
 from tests.storage.simdisk import PAGE, Choice, Failure, Fill, SimDisk
 from tests.storage.workloads import beside, everything, periodic
+
+if TYPE_CHECKING:
+    from tests.storage.explore import Workload
 
 EIO, ENOSPC, EDQUOT = errno.EIO, errno.ENOSPC, errno.EDQUOT
 
@@ -27,7 +30,18 @@ def test_whichever_sync_fails_writing_ends_and_nothing_acknowledged_is_lost(
 
 
 @pytest.mark.parametrize(
-    "kind", ["sync_directory", "write", "rename", "create", "unlink", "truncate", "allocate", "open", "read"]
+    "kind",
+    [
+        "sync_directory",
+        "write",
+        "rename",
+        "create",
+        "unlink",
+        "truncate",
+        "allocate",
+        "open",
+        "read",
+    ],
 )
 def test_whichever_other_call_fails_nothing_acknowledged_is_lost(kind: str) -> None:
     wrong = every(everything, kind, (EIO, Failure.EXT4))

@@ -1,4 +1,4 @@
-"""The simulated disk forgets what it may forget, keeps what it must, and agrees with the real one."""
+"""The simulated disk forgets what it may, keeps what it must, and agrees with the real one."""
 
 from __future__ import annotations
 
@@ -248,9 +248,7 @@ operations = st.one_of(
     st.tuples(st.just("create"), st.sampled_from("abc")),
     st.tuples(st.just("unlink"), st.sampled_from("abc")),
     st.tuples(st.just("rename"), st.sampled_from("abc"), st.sampled_from("abc")),
-    st.tuples(
-        st.just("write"), st.sampled_from("abc"), st.integers(0, 9000), st.integers(1, 9000)
-    ),
+    st.tuples(st.just("write"), st.sampled_from("abc"), st.integers(0, 9000), st.integers(1, 9000)),
     st.tuples(st.just("truncate"), st.sampled_from("abc"), st.integers(0, 20_000)),
     st.tuples(
         st.just("allocate"), st.sampled_from("abc"), st.integers(0, 9000), st.integers(1, 9000)

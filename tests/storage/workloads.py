@@ -12,7 +12,7 @@ ROLL = 4096
 
 
 def everything(server: Server, payload: Payloads) -> None:
-    """Two logs of different policies; rolls, claims, commits, a trim, a deletion, two checkpoints."""
+    """Two logs of different policies; rolls, claims, commits, trims, a deletion, checkpoints."""
     server.create("a", sync="always", file_roll_size=ROLL)
     server.create("n", sync="never", file_roll_size=ROLL)
     server.batch("a", payload(100), payload(), payload(10))
@@ -77,7 +77,7 @@ def beside(server: Server, payload: Payloads) -> None:
     server.create("n", sync="never", file_roll_size=ROLL)
     server.create("d", sync="never", file_roll_size=ROLL)
     server.claim("a", "c")
-    for step in range(3):
+    for _step in range(3):
         server.batch("n", payload(1900))
         server.batch("a", payload(2500), payload(100))
     server.batch("d", payload(200))
