@@ -209,8 +209,8 @@ class LogFiles:
         for base in list(self._dirty):
             self._clean(base)
         for name in self._files.names(directory(self.id)):
-            if (base := base_of(name)) is not None:
-                self._handles.drop(self.id, base)
+            if (segment := base_of(name)) is not None:
+                self._handles.drop(self.id, segment)
             self._files.unlink(f"{directory(self.id)}/{name}")
         self._files.remove_directory(directory(self.id))
 
