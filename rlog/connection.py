@@ -8,19 +8,17 @@ waits, and it alone reads the disk when the page cache has not got the records.
 
 from __future__ import annotations
 
-import errno
 import logging
 from collections import deque
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
 from rlog_client import __version__, model, protocol
 from rlog_client.batch import HEADER_BYTES, RECORD_OVERHEAD, InvalidBatch, check_body, parse_header
 from rlog_client.errors import (
-    CorruptData,
     Fenced,
-    Gap,
     InvalidRequest,
     NotFound,
     Overloaded,
@@ -29,16 +27,17 @@ from rlog_client.errors import (
     TooLarge,
     Unsupported,
 )
-from rlog_client.protocol import PUSH_BYTES, Control, Message, ProtocolError, Side
+from rlog_client.protocol import Control, Message, ProtocolError, Side
 
 from .decisions import DECISIONS, Grant, Look, Waiting, resolve
-from .segment import Damage, Extent, path
+from .subscription import Subscription
 
 if TYPE_CHECKING:
     import socket
 
     from .broker import Broker
-    from .log import Chunk, LogFiles
+    from .log import Chunk
+    from .segment import Damage
 
 logger = logging.getLogger("rlog.connection")
 
@@ -77,53 +76,6 @@ class Hub(Protocol):
         """Tell the connection when there is more to see in ``log``."""
 
     def unsubscribe(self, log: int, connection: Connection) -> None: ...
-
-
-class Subscription:
-    """Where a reader stands.
-
-    ``loan``: the request id of the open Credit, and what is left of it.
-    """
-
-    __slots__ = (
-        "consumer",
-        "grant",
-        "id",
-        "left",
-        "loan",
-        "log",
-        "name",
-        "offset",
-        "position",
-        "segment",
-        "sent",
-    )
-
-    def __init__(self, request: int, log: int, name: str, offset: int) -> None:
-        self.id = request
-        self.log = log
-        self.name = name
-        self.offset = offset
-        self.consumer: str | None = None  # the claim whose deliveries these are,
-        self.grant: Grant | None = None  # as it was when this began
-        self.segment = -1  # position is in this one
-        self.position = 0
-        self.loan: int | None = None
-        self.left = 0
-        self.sent = False  # something went out under this loan
-
-
-class _Read(NamedTuple):
-    """A read of the disk that a subscription needs next."""
-
-    files: LogFiles
-    extent: Extent
-    position: int | None
-    offset: int
-    bytes_max: int
-
-    def __call__(self, *, wait: bool) -> Chunk | Damage | None:
-        return self.files.read(self.extent, self.position, self.offset, self.bytes_max, wait=wait)
 
 
 class Connection:
@@ -279,7 +231,7 @@ class Connection:
             elif isinstance(control, protocol.Subscribe):
                 self._subscribe(message.request, control)
             elif isinstance(control, protocol.Unsubscribe):
-                self._unsubscribe(control.subscription)
+                self._unsubscribe(self._subscription(control.subscription))
                 self.answer(message.request, protocol.Done())
             elif isinstance(control, protocol.Resolve):
                 self.answer(message.request, self._place(control.log, control.whence))
@@ -372,44 +324,42 @@ class Connection:
         else:
             place = self._place(control.log, control.whence)
         assert log is not None
-        subscription = Subscription(request, log.id, log.name, place.offset)
+        subscription = Subscription(self, self._books, request, log.id, log.name, place.offset)
         subscription.consumer, subscription.grant = control.consumer, grant
         self._subscriptions[request] = subscription
         self._hub.subscribe(log.id, self)
         self.answer(request, place)
 
-    def _unsubscribe(self, request: int) -> None:
-        subscription = self._subscriptions.pop(request, None)
+    def _subscription(self, request: int) -> Subscription:
+        subscription = self._subscriptions.get(request)
         if subscription is None:
             raise NotFound(f"there is no subscription {request}")
-        self._settle(subscription)
-        if all(s.log != subscription.log for s in self._subscriptions.values()):
+        return subscription
+
+    def _unsubscribe(self, subscription: Subscription) -> None:
+        if not subscription.ended:
+            subscription.end()
+        if self._subscriptions.pop(subscription.id, None) is not None and all(
+            other.log != subscription.log for other in self._subscriptions.values()
+        ):
             self._hub.unsubscribe(subscription.log, self)
 
     def _credit(self, request: int, control: protocol.Credit) -> None:
-        subscription = self._subscriptions.get(control.subscription)
-        if subscription is None:
-            raise NotFound(f"there is no subscription {control.subscription}")
-        self._settle(subscription)
-        subscription.loan, subscription.left, subscription.sent = request, control.bytes, False
-        if control.bytes <= 0:
-            self._settle(subscription)
-        else:
-            self._pump(subscription)
-
-    def _settle(self, subscription: Subscription) -> None:
-        """End the open loan, if there is one."""
-        if subscription.loan is not None:
-            visible = self._books.visible.get(subscription.log)
-            end = visible.end if visible is not None else subscription.offset
-            self.answer(subscription.loan, protocol.Settled(subscription.offset, end))
-            subscription.loan = None
+        subscription = self._subscription(control.subscription)
+        subscription.lend(request, control.bytes)
+        self._pump(subscription)
 
     def raised(self, log: int) -> None:
         """There is more to see in a log."""
         for subscription in list(self._subscriptions.values()):
-            if subscription.log == log and subscription.loan is not None:
+            if subscription.log == log:
                 self._pump(subscription)
+
+    def lost(self, log: int, consumer: str, epoch: int) -> None:
+        for subscription in list(self._subscriptions.values()):
+            if (subscription.log, subscription.consumer) == (log, consumer):
+                subscription.lost(epoch)
+                self._unsubscribe(subscription)
 
     def _pump(self, subscription: Subscription) -> None:
         """Push what can be pushed without waiting; the rest is the drain task's."""
@@ -421,139 +371,49 @@ class Connection:
 
         False: the socket or the disk has to be waited for.
         """
-        while subscription.loan is not None:
+        while (read := subscription.next_read()) is not None:
             if self._out_bytes >= OUT_BYTES_MAX:
                 return False
-            read = self._next_read(subscription)
-            if read is None:
-                return True
             try:
-                found = read(wait=False)
+                found: Chunk | Damage | OSError | None = read.run(wait=False)
             except OSError as error:
-                self._unreadable(subscription, read, error)
-                continue
+                found = error
             if found is None:
                 return False
-            self._deliver(subscription, read, found)
+            subscription.deliver(read, found)
             # At once: the peer takes this one in while the next is read.
             self.flush()
-            if self._draining:
-                return True
+        if subscription.ended:
+            self._unsubscribe(subscription)
         return True
 
     async def _push_waiting(self, subscription: Subscription) -> None:
         """One push whose records may have to come from the disk."""
-        read = self._next_read(subscription)
-        if read is None:
-            return
-        try:
-            found = await trio.to_thread.run_sync(lambda: read(wait=True))
-        except OSError as error:
-            self._unreadable(subscription, read, error)
-            return
-        # While the disk was read, the loan may have ended, or the subscription.
-        still = self._subscriptions.get(subscription.id) is subscription
-        if still and subscription.loan is not None and subscription.offset == read.offset:
-            assert found is not None
-            self._deliver(subscription, read, found)
-
-    def _next_read(self, subscription: Subscription) -> _Read | None:
-        """What to read next; None: there is nothing, or the subscription ended."""
-        log = self._books.state.logs.get(subscription.log)
-        visible = self._books.visible.get(subscription.log)
-        if log is None or visible is None:
-            self._end(subscription, NotFound(f"log {subscription.name!r} was deleted"))
-            return None
-        if subscription.offset < log.first:
-            gap = Gap(
-                f"log {log.name!r}: the offsets {subscription.offset} to {log.first} were removed",
-                first=subscription.offset,
-                end=log.first,
-            )
-            self._skip(subscription, gap, log.first)
-        if subscription.offset >= visible.end:
-            if subscription.sent:
-                self._settle(subscription)
-            return None
-        extent = self._books.extent(log, subscription.offset)
-        known = subscription.position if extent.base == subscription.segment else None
-        bytes_max = min(subscription.left, PUSH_BYTES)
-        return _Read(self._books.files[log.id], extent, known, subscription.offset, bytes_max)
-
-    def _deliver(self, subscription: Subscription, read: _Read, found: Chunk | Damage) -> None:
-        file = path(subscription.log, read.extent.base)
-        if isinstance(found, Damage):
-            error = CorruptData(
-                f"log {subscription.name!r}: the offsets {found.first} to {found.end} are damaged: "
-                f"{found.reason} ({file} at {found.position})",
-                log=subscription.name,
-                first=found.first,
-                end=found.end,
-                file=file,
-                position=found.position,
-            )
-            self._skip(subscription, error, found.end)
-            return
-        records = protocol.Records(subscription.offset, file, found.position)
-        size = len(found.data)
-        self._send(protocol.encode(subscription.id, records, size))
-        self._send(found.data)
-        subscription.segment = read.extent.base
-        subscription.position = found.position + size
-        self._advance(subscription, found.next)
-        subscription.left -= size
-        if subscription.left <= 0:
-            self._settle(subscription)
-
-    def _advance(self, subscription: Subscription, offset: int) -> None:
-        subscription.offset = offset
-        subscription.sent = True
-        grant = subscription.grant
-        if grant is not None and grant.delivered < offset:
-            grant.delivered = offset
-
-    def _skip(self, subscription: Subscription, error: RlogError, following: int) -> None:
-        """Tell a reader what it does not get, in its place, and go on behind it."""
-        control = protocol.Damaged(protocol.error_control(error), following)
-        self._send(protocol.encode(subscription.id, control))
-        subscription.segment = -1
-        self._advance(subscription, following)
-
-    def _unreadable(self, subscription: Subscription, read: _Read, error: OSError) -> None:
-        log = self._books.state.logs.get(subscription.log)
-        if log is None or log.first > read.offset:
-            return  # deleted or trimmed meanwhile: the next look says so
-        file = path(subscription.log, read.extent.base)
-        if error.errno == errno.ENOENT:
-            lost = Damage(0, read.offset, read.extent.end, "the file is missing")
-            self._deliver(subscription, read, lost)
-            return
-        logger.error("%s cannot be read: %s", file, error)
-        self._end(subscription, StorageFailed(f"{file} cannot be read: {error}"))
-
-    def _end(self, subscription: Subscription, error: RlogError) -> None:
-        """A subscription ends by an error under its own id."""
-        self._send(protocol.encode(subscription.id, protocol.error_control(error)))
-        if subscription.id in self._subscriptions:
-            self._unsubscribe(subscription.id)
+        read = subscription.next_read()
+        if read is not None:
+            try:
+                found = await trio.to_thread.run_sync(partial(read.run, wait=True))
+            except OSError as error:
+                subscription.deliver(read, error)
+            else:
+                assert found is not None
+                subscription.deliver(read, found)
 
     # --- sending ------------------------------------------------------------------------------
 
-    def answer(self, request: int, control: Control, payload: bytes = b"") -> None:
-        """Put an answer into the out-buffer; the hub flushes it before the loop goes on."""
+    def answer(self, request: int, control: Control, payload: bytes | memoryview = b"") -> None:
+        """Put a message into the out-buffer; the hub flushes it before the loop goes on."""
         if self.closed:
             return
         size = self._submitted.pop(request, None)
         if size is not None:
             self._submitted_bytes -= size
             self._ease()
-        self._send(protocol.encode(request, control, len(payload)))
+        head = protocol.encode(request, control, len(payload))
+        self._out.append(head)
+        self._out_bytes += len(head) + len(payload)
         if payload:
-            self._send(payload)
-
-    def _send(self, data: bytes | memoryview) -> None:
-        self._out.append(data)
-        self._out_bytes += len(data)
+            self._out.append(payload)
         self._hub.ready(self)
 
     def flush(self) -> None:
@@ -609,8 +469,7 @@ class Connection:
                     await trio.lowlevel.wait_writable(self._socket)
                     self._send_some()
                     self._ease()
-                waiting = [s for s in self._subscriptions.values() if s.loan is not None]
-                for subscription in waiting:
+                for subscription in list(self._subscriptions.values()):
                     if not self._push(subscription) and self._out_bytes < OUT_BYTES_MAX:
                         await self._push_waiting(subscription)
                 if not self._out:
@@ -642,12 +501,6 @@ class Connection:
         self.grants[key] = grant
         if self.closed:
             self._release(key)
-
-    def lost(self, log: int, consumer: str, epoch: int) -> None:
-        for subscription in list(self._subscriptions.values()):
-            if (subscription.log, subscription.consumer) == (log, consumer):
-                self._send(protocol.encode(subscription.id, protocol.Lost(epoch)))
-                self._unsubscribe(subscription.id)
 
     def _release(self, key: tuple[int, str]) -> None:
         self._broker.submit(Waiting(self, 0, protocol.Release(*key)))

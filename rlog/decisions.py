@@ -70,7 +70,7 @@ class Peer(Protocol):
     name: str
     grants: dict[tuple[int, str], Grant]
 
-    def answer(self, request: int, control: Control, payload: bytes = b"") -> None: ...
+    def answer(self, request: int, control: Control, payload: bytes | memoryview = b"") -> None: ...
 
     def answer_later(self, request: int, look: Look) -> None:
         """Answer with what ``look()`` gives; it reads the disk, so not on the loop."""

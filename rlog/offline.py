@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 OFFSET_MAX: Final = 2**63 - 1
 _NO_BODIES: Final = 2**64  # as scan's look_above: bodies are looked at here, one frame at a time
 _CHUNK: Final = 1 << 20
+_TRIES: Final = 5  # to get a whole view of a directory that is being written
 _SALVAGE_MAX: Final = 1 << 16  # facts of a frame that is damaged
 
 
@@ -327,6 +328,19 @@ def is_data_directory(files: Files) -> bool:
 def survey(files: Files) -> Survey:
     """Read checkpoints and journal. Whatever is found there is told, not raised."""
     files = ReadOnly(files)
+    for _ in range(_TRIES):
+        before = checkpoints.names(files)
+        try:
+            found = _survey(files)
+        except FileNotFoundError:
+            continue
+        # A running server made a checkpoint and recycled what was being read: look again.
+        if not found.refusal or checkpoints.names(files) == before:
+            return found
+    return _survey(files)
+
+
+def _survey(files: Files) -> Survey:
     found = [look_at_checkpoint(files.open(name), name) for name in checkpoints.names(files)]
     whole = [each.content for each in found if each.content is not None]
     if not whole:
@@ -375,7 +389,10 @@ class SegmentView(NamedTuple):
         """Reads as recovery would: with the unfinished page that the checkpoint keeps put back."""
         if self.file_bytes is None:
             return lambda _position, _count: b""
-        read = survey.files.open(self.file).read
+        try:
+            read = survey.files.open(self.file).read
+        except FileNotFoundError:  # trimmed since, by a running server
+            return lambda _position, _count: b""
         assert survey.base is not None
         for tail in survey.base.tails:
             if (tail.log, tail.base) == (self.extent.log, self.extent.base):

@@ -128,6 +128,7 @@ def exit_of(error: BaseException) -> Exit | None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command: its exit code."""
     settings = Settings()
+    _fill_descriptors()
     try:
         try:
             return _run(list(sys.argv[1:] if arguments is None else arguments), settings)
@@ -140,6 +141,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (StdoutGone, BrokenPipeError):
         no_traceback_at_exit()
         return Exit.PIPE
+
+
+def _fill_descriptors() -> None:
+    """A descriptor that our caller closed would be the next one we open: the server's socket. What
+    stands in for it can do nothing, so that using it is an error (but for talk: that is lost)."""
+    for number, mode in enumerate((os.O_WRONLY, os.O_RDONLY, os.O_WRONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, mode)
 
 
 def _run(arguments: list[str], settings: Settings) -> int:

@@ -248,7 +248,10 @@ def version(settings: Settings) -> None:
         settings.out.one(details)
 
 
-@verb(help='Print a script that completes verbs and flags: eval "$(rlog completion bash)".')
+@verb(
+    short_help="Print a script for the shell's completion.",
+    help='Print a script that completes verbs and flags: eval "$(rlog completion bash)".',
+)
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(settings: Settings, shell: str) -> None:
     from . import COMPLETE_VARIABLE, root

@@ -355,7 +355,10 @@ def _headers(
     return headers or None
 
 
-@command(help="Append lines of FILEs (- is stdin) to LOG, which is made if there is none.")
+@command(
+    short_help="Append lines of files, or of stdin.",
+    help="Append lines of FILEs (- is stdin) to LOG, which is made if there is none.",
+)
 @click.argument("log")
 @click.argument("files", nargs=-1, metavar="[FILE]...")
 @option("-k", "--key", metavar="KEY", help="The key of every record.")

@@ -4,6 +4,7 @@ directory, or one of its files, by its path: read only, beside a running server 
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -142,8 +143,14 @@ def _checkpoint_row(each: offline.CheckpointFile) -> Row:
     }
 
 
-def _journal_row(files: Files, name: str) -> Row:
-    file = files.open(name, write=False)
+def _journal_files(files: Files) -> Iterator[tuple[str, File]]:
+    for name in file_names(files):
+        # A running server may have recycled it since.
+        with contextlib.suppress(FileNotFoundError):
+            yield name, files.open(name, write=False)
+
+
+def _journal_row(name: str, file: File) -> Row:
     numbers: list[int] = []
     damage = []
     for view in offline.frames(file, name):
@@ -476,8 +483,8 @@ class _Directory:
 
     def frames(self) -> Iterator[Row]:
         files = self._survey.files
-        for name in file_names(files):
-            yield from map(_frame_row, offline.frames(files.open(name, write=False), name))
+        for name, file in _journal_files(files):
+            yield from map(_frame_row, offline.frames(file, name))
 
     def raw(self, stored: Stored) -> bytes:
         view = stored.view
@@ -513,7 +520,9 @@ def _inspect_directory(out: Output, directory: str, wanted: Wanted) -> None:
 
 def _add_overview(sections: Sections, survey: Survey) -> None:
     sections.add("checkpoints", map(_checkpoint_row, survey.checkpoints))
-    sections.add("journal", (_journal_row(survey.files, n) for n in file_names(survey.files)))
+    sections.add(
+        "journal", (_journal_row(name, file) for name, file in _journal_files(survey.files))
+    )
     if survey.state is not None:
         sections.add("logs", _log_rows(survey))
     findings = [
@@ -598,7 +607,10 @@ def _inspect_segment(out: Output, file: File, path: str, wanted: Wanted) -> None
 # --- the verb -------------------------------------------------------------------------------
 
 
-@command(help="Show what is stored: of LOG through the server, of DIR or FILE offline, read only.")
+@command(
+    short_help="Show what is stored, online or offline.",
+    help="Show what is stored: of LOG through the server, of DIR or FILE offline, read only.",
+)
 @click.argument("target", metavar="LOG|DIR|FILE")
 @option("--segments", is_flag=True)
 @option("--batches", is_flag=True, help="With checksums, stored and made anew.")

@@ -92,7 +92,10 @@ def _rendered(out: Output, render: Render) -> Iterator[None]:
 # --- cat ------------------------------------------------------------------------------------
 
 
-@command(help="Write the values of LOG to stdout, up to the end it has now, each with a newline.")
+@command(
+    short_help="Write the records of a log to stdout.",
+    help="Write the values of LOG to stdout, up to the end it has now, each with a newline.",
+)
 @click.argument("log")
 @option("--from", "begin", type=WHENCE, default="start", show_default=True)
 @option("--to", "end", type=WHENCE, default="end", help="Not included.  [default: end]")
@@ -228,7 +231,10 @@ class _Regex(ParamType):
             self.fail(f"{value!r}: {error}", param, ctx)
 
 
-@command(help="Write the last records of LOGs, and with -f those that come.")
+@command(
+    short_help="Write the last records, and those that come.",
+    help="Write the last records of LOGs, and with -f those that come.",
+)
 @click.argument("logs", nargs=-1, required=True, metavar="LOG...")
 @option(
     "-n",

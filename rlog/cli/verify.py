@@ -71,7 +71,10 @@ def sentence(finding: Finding) -> str:
     return f"{where}: {finding.text}"
 
 
-@command(help="Check everything stored in DIR, of a server that is stopped. Exits 5 on damage.")
+@command(
+    short_help="Check everything that is stored.",
+    help="Check everything stored in DIR, of a server that is stopped. Exits 5 on damage.",
+)
 @click.argument("directory", metavar="DIR")
 def verify(settings: Settings, directory: str) -> int:
     if not os.path.isdir(directory):
