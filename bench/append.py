@@ -59,7 +59,7 @@ def main() -> None:
                     for how in ("send", "extend")
                 ]
                 title = f"append of {size} B, acknowledged, one client, loopback TCP"
-                bench.run(title, "records/s", [*cases, *limits.streaming(bench, size)])
+                bench.run(title, "records/s", [*cases, *limits.appending(bench, size)])
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def main() -> None:
                     Case(f"consumer, commit every {COMMIT_EVERY:,}", consume(log, count), goal),
                 ]
                 title = f"consume {count:,} records of {size} B, sync always, loopback TCP"
-                bench.run(title, "records/s", [*cases, *limits.streaming(bench, size)])
+                bench.run(title, "records/s", [*cases, *limits.consuming(size)])
 
 
 if __name__ == "__main__":

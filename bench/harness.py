@@ -33,7 +33,7 @@ POLICIES: Final = ("always", "periodic:1s", "bytes:1MiB", "never")
 MIB: Final = 1 << 20
 WARM_MIB: Final = 1024
 QUIET: Final = 0.10  # of one processor, by others: below it, the machine counts as idle
-_PATIENCE_SECONDS: Final = 10.0  # for the machine to become idle, before each round
+_PATIENCE_SECONDS: Final = 3.0  # for the machine to become idle, before each round
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 _RLOG: Final = str(Path(sys.executable).with_name("rlog"))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import signal
 import socket
 import time
 from typing import TYPE_CHECKING, Final
@@ -41,6 +42,8 @@ def _child(serve: Callable[[socket.socket], None]) -> Iterator[socket.socket]:
 
 
 def _echo(listener: socket.socket) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
     async def echo() -> None:
         with listener.accept()[0] as connection:
             connection.setblocking(False)
@@ -56,6 +59,7 @@ def _echo(listener: socket.socket) -> None:
 
 
 def _sink(listener: socket.socket) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     with listener.accept()[0] as connection:
         room = memoryview(bytearray(MIB))
         while connection.recv_into(room):
@@ -144,14 +148,22 @@ def unpack(size: int = 100, count: int = 500_000) -> float:
     return rate(runs * len(column), lambda: [batch.decode(header, body) for _ in range(runs)])
 
 
-def streaming(bench: Bench, size: int) -> list[Case]:
-    """The limits of moving records of ``size`` bytes in bulk."""
+def appending(bench: Bench, size: int) -> list[Case]:
+    """The limits of appending records of ``size`` bytes in bulk."""
     large = SyncedWrite(bench.directory("limit"), MIB)
     return [
-        Case(f"limit: loopback of {size} B", lambda: loopback() * MIB / size),
-        Case(f"limit: synced write of {size} B, by MiB", lambda: _bulk(large) * MIB / size),
-        Case(f"limit: CRC32C of {size} B", lambda: checksum() * MIB / size),
         Case(f"limit: pack {size} B", lambda: pack(size)),
+        Case(f"limit: loopback of {size} B", lambda: loopback() * MIB / size),
+        Case(f"limit: CRC32C of {size} B", lambda: checksum() * MIB / size),
+        Case(f"limit: synced write of {size} B, by MiB", lambda: _bulk(large) * MIB / size),
+    ]
+
+
+def consuming(size: int) -> list[Case]:
+    """The limits of consuming records of ``size`` bytes in bulk."""
+    return [
+        Case(f"limit: loopback of {size} B", lambda: loopback() * MIB / size),
+        Case(f"limit: CRC32C of {size} B", lambda: checksum() * MIB / size),
         Case(f"limit: unpack {size} B", lambda: unpack(size)),
     ]
 

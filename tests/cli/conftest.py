@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import os
 import subprocess
-from typing import TYPE_CHECKING, Final
+import tempfile
+from typing import IO, TYPE_CHECKING, Final
 
 import pytest
 
+from rlog.cli import main
 from tests.server_process import RLOG, ServerProcess, environment
 
 if TYPE_CHECKING:
@@ -15,7 +19,30 @@ if TYPE_CHECKING:
 
 Done = subprocess.CompletedProcess[bytes]
 RUN_SECONDS: Final = 60.0
+PIPE_BYTES: Final = 32 * 1024
 _numbers = itertools.count()
+
+
+@contextlib.contextmanager
+def redirected(input: bytes) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
+    """The three descriptors go elsewhere: stdin is a pipe, as far as it takes the input."""
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(3)]
+        source = files[0].fileno()
+        if len(input) <= PIPE_BYTES:
+            source, sink = os.pipe()
+            stack.callback(os.close, source)
+            os.write(sink, input)
+            os.close(sink)
+        else:
+            files[0].write(input)
+            files[0].seek(0)
+        for number, target in enumerate((source, files[1].fileno(), files[2].fileno())):
+            saved = os.dup(number)
+            stack.callback(os.close, saved)
+            stack.callback(os.dup2, saved, number)
+            os.dup2(target, number)
+        yield files[1], files[2]
 
 
 class Rlog:
@@ -37,10 +64,17 @@ class Rlog:
         )
 
     def ok(self, *arguments: str, input: bytes = b"") -> bytes:
-        """Its stdout; it has to succeed."""
-        done = self(*arguments, input=input)
-        assert done.returncode == 0, (arguments, done.returncode, done.stderr.decode())
-        return done.stdout
+        """Its stdout; it has to succeed. Runs in this process: that is many times as fast."""
+        with redirected(input) as (out, err), pytest.MonkeyPatch.context() as patch:
+            for name in list(os.environ):
+                if name.startswith("RLOG_") or name == "NO_COLOR":
+                    patch.delenv(name)
+            patch.setenv("RLOG_ADDR", self.url)
+            code = main(arguments)
+            out.seek(0)
+            err.seek(0)
+            assert code == 0, (arguments, code, err.read().decode())
+            return out.read()
 
     def start(self, *arguments: str, env: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
         return subprocess.Popen(

@@ -37,6 +37,20 @@ def refused(done: Done, code: int, *words: str) -> str:
     return said
 
 
+def test_1_stdout_that_takes_nothing(rlog: Rlog, log: str) -> None:
+    rlog.ok("append", log, input=b"a\n")
+    env = environment(RLOG_ADDR=rlog.url)
+    # Closed, it must not become the socket's number.
+    for where, words in ((">/dev/full", b"No space"), (">&-", b"Bad file descriptor")):
+        done = subprocess.run(
+            ["sh", "-c", f"exec {RLOG} cat {log} {where}"],
+            capture_output=True, env=env, timeout=30, check=False,
+        )  # fmt: skip
+        assert done.returncode == 1
+        assert words in done.stderr
+        assert b"Traceback" not in done.stderr
+
+
 def test_every_error_has_its_code() -> None:
     expected = {
         errors.RlogError: 1, errors.ConnectionLost: 4, errors.TimedOut: 4, errors.NotFound: 3,
@@ -82,8 +96,9 @@ def test_1_a_directory_is_no_input(rlog: Rlog, log: str, tmp_path: Path) -> None
     ],
 )
 def test_2_usage(rlog: Rlog, arguments: tuple[str, ...]) -> None:
-    assert rlog(*arguments).stdout == b""
-    refused(rlog(*arguments), 2, "rlog:")
+    done = rlog(*arguments)
+    assert done.stdout == b""
+    refused(done, 2, "rlog:")
 
 
 def test_2_a_whence_is_refused_with_its_mark(rlog: Rlog, log: str) -> None:
@@ -324,7 +339,7 @@ def test_on_a_terminal_destruction_asks(rlog: Rlog, log: str) -> None:
 def test_ping_version_and_completion(rlog: Rlog) -> None:
     assert rlog.ok("ping").endswith(b" ms\n")
     assert json.loads(rlog.ok("ping", "-o", "json"))["seconds"] > 0
-    assert rlog.ok("version") == rlog.ok("--version")
+    assert rlog.ok("version") == rlog("--version").stdout
     assert json.loads(rlog.ok("version", "-o", "json"))["protocol"] == 1
     assert b"_RLOG_COMPLETE" in rlog.ok("completion", "zsh")
     told = rlog(

@@ -6,6 +6,7 @@ import itertools
 import shutil
 import signal
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,11 @@ class Hangs(BaseException):
 @pytest.fixture(autouse=True)
 def guard(request: pytest.FixtureRequest) -> Iterator[None]:
     def ring(number: int, frame: FrameType | None) -> None:
+        for server in list(Server.started):
+            if server.alive:
+                server.signal(signal.SIGUSR2)
+                time.sleep(0.2)
+                print(server.data_dir, server.text)
         raise Hangs
 
     marker = request.node.get_closest_marker("patience")

@@ -10,6 +10,7 @@ itself at the N-th such call since it was armed: at its start, or by SIGUSR1.
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import logging
 import os
 import resource
@@ -148,6 +149,7 @@ def main() -> None:
     if args.kill:
         call, area, when, count = args.kill.split(":")
         doom(Moment(call, area, when, int(count)), armed=args.armed)
+    faulthandler.register(signal.SIGUSR2)  # where it stands, should it ever stand still
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(message)s")
     limits = Limits(
         parse_policy(args.sync),

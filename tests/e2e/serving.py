@@ -10,7 +10,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
+from weakref import WeakSet
 
 import rlog_client as rlog
 
@@ -33,6 +34,8 @@ def eventually(condition: Callable[[], bool], what: str, seconds: float = 30.0) 
 class Server:
     """One server process on ``data_dir``; its Unix socket and what it says lie beside that."""
 
+    started: ClassVar[WeakSet[Server]] = WeakSet()
+
     def __init__(self, data_dir: Path, *options: str, name: str = "") -> None:
         self.data_dir = data_dir
         beside = data_dir.parent / (name or data_dir.name)
@@ -51,6 +54,7 @@ class Server:
             *self._options,
             *more,
         ]
+        Server.started.add(self)
         with self.said.open("wb") as said:
             self.process = subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=said)
         return self.process

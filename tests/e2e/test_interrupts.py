@@ -183,9 +183,9 @@ def interrupted_after() -> Iterator[Callable[[float], contextlib.AbstractContext
     def interrupted(seconds: float) -> Iterator[None]:
         nonlocal armed
         timer = threading.Timer(seconds, lambda: os.kill(os.getpid(), signal.SIGINT))
-        timer.start()
-        armed = True
         try:
+            armed = True
+            timer.start()
             yield
             armed = False
         except KeyboardInterrupt:
@@ -193,7 +193,8 @@ def interrupted_after() -> Iterator[Callable[[float], contextlib.AbstractContext
         finally:
             armed = False
             timer.cancel()
-            timer.join()
+            if timer.ident is not None:
+                timer.join()
 
     before = signal.signal(signal.SIGINT, ring)
     yield interrupted
@@ -245,7 +246,7 @@ def test_a_hundred_interrupts_of_a_producer_leave_every_record_once_and_in_order
 ) -> None:
     sent = itertools.count()
     acknowledged: dict[int, bytes] = {}
-    client = server.connect()
+    client = server.connect(timeout=None)
     producer = client.log(log.name).producer(linger=0.0, batch_bytes=2000)
     pending: list[tuple[bytes, rlog.Pending]] = []
     for number in range(100):
@@ -260,7 +261,7 @@ def test_a_hundred_interrupts_of_a_producer_leave_every_record_once_and_in_order
         except (rlog.ConnectionLost, rlog.OutcomeUnknown):
             with contextlib.suppress(rlog.RlogError):
                 client.close()
-            client = server.connect()
+            client = server.connect(timeout=None)
             producer = client.log(log.name).producer(linger=0.0, batch_bytes=2000)
         for value, each in pending:
             with contextlib.suppress(rlog.RlogError, RuntimeError):

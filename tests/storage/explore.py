@@ -1,9 +1,9 @@
 """Crashes at every boundary of a life: what the next life finds, enumerated, and checked.
 
 A life is a workload on a server. At every operation boundary its disk and its history are copied:
-a *cut*. From each cut follow a kill and many power cuts; each is recovered for real
-and checked. Some of the recoveries are lives of their own, which are cut at every boundary as well, and
-some go on working before they are.
+a *cut*. From each cut follow a kill and many power cuts; each is recovered for real and checked.
+Some of the recoveries are lives of their own, which are cut at every boundary as well, and some go
+on working before they are.
 """
 
 from __future__ import annotations

@@ -315,17 +315,6 @@ MUTANTS = (
         (Edit("rlog.checkpoint:decode", " != crc:", " < 0:"),),
     ),
     Mutant(
-        "the CRC of a body in the journal is not looked at",
-        "rot",
-        (
-            Edit(
-                "rlog.frame:bodies_of",
-                "check_body(header, body)",
-                "pass",
-            ),
-        ),
-    ),
-    Mutant(
         "torn bytes are not set aside",
         "rot",
         (

@@ -113,7 +113,8 @@ def judge(directory: Directory, disk: SimDisk) -> Outcome:
         return Outcome("batch", "", lost) if lost else Outcome("whole", "")
     if not stands_at:
         return Outcome("WRONG", "what is served is not what it was at any moment", lost)
-    quarantined = disk.names("quarantine")
+    # A segment that was laid out for a lost frame is set aside as well: that is no report of it.
+    quarantined = [name for name in disk.names("quarantine") if not name.endswith(".seg")]
     numbers = tuple(moment.number for moment in stands_at)
     return Outcome("cut", "reported" if quarantined else "", lost, numbers)
 
