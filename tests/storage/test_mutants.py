@@ -67,7 +67,9 @@ def damaging(made: Directory, path: str) -> list[tuple[int, bool]]:
     """Positions that matter, and whether each is in a body that no checkpoint covers."""
     if not path.startswith("journal/0"):
         used = [position for position, byte in enumerate(made.tree[path]) if byte]
-        return [(position, False) for position in used[::29]]
+        return [
+            (position, False) for position in used[:: 5 if path.startswith("checkpoint") else 29]
+        ]
     found = []
     for seen in scan(made.disk.open(path, write=False), path, None, 0):
         body = seen.position + frame.HEAD_BYTES + seen.head.facts_bytes
