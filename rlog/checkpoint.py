@@ -6,7 +6,7 @@ Little-endian::
            0     3  magic "RLC"
            3     1  version, 1: of everything in the directory
            4     4  length of the content
-           8     4  CRC32C of the content
+           8     4  CRC32C of the bytes 0 to 8 and of the content
           12        content: msgpack
 
 The content holds the state, the number and CRC of the frame it stands at, the journal's constants,
@@ -27,9 +27,10 @@ from msgspec import Struct
 from .files import PAGE, File, Files
 from .state import State
 
-_HEAD: Final = Layout("<3sBII")
+_HEAD: Final = Layout("<3sBI")
+_CRC: Final = Layout("<I")
 _HEAD_BYTES: Final = 12
-assert _HEAD.size == _HEAD_BYTES
+assert _HEAD.size + _CRC.size == _HEAD_BYTES
 MAGIC: Final = b"RLC"
 VERSION: Final = 1
 _PREFIX: Final = "checkpoint-"
@@ -72,20 +73,22 @@ _decoder: Final = msgspec.msgpack.Decoder(Checkpoint)
 
 def encode(checkpoint: Checkpoint) -> bytes:
     content = _encoder.encode(checkpoint)
-    return _HEAD.pack(MAGIC, VERSION, len(content), crc32c(content)) + content
+    head = _HEAD.pack(MAGIC, VERSION, len(content))
+    return head + _CRC.pack(crc32c(content, crc32c(head))) + content
 
 
 def decode(raw: bytes) -> Checkpoint:
     """Raises InvalidCheckpoint, or UnknownFormat where the damage is a version."""
     if len(raw) < _HEAD_BYTES:
         raise InvalidCheckpoint(f"{len(raw)} bytes are no checkpoint")
-    magic, version, length, crc = _HEAD.unpack_from(raw)
+    magic, version, length = _HEAD.unpack_from(raw)
+    (crc,) = _CRC.unpack_from(raw, _HEAD.size)
     if magic != MAGIC:
         raise InvalidCheckpoint("no checkpoint begins here")
     content = memoryview(raw)[_HEAD_BYTES:]
     if len(content) != length:
         raise InvalidCheckpoint(f"content has {len(content)} bytes, the header says {length}")
-    if (computed := crc32c(content)) != crc:
+    if (computed := crc32c(content, crc32c(raw[: _HEAD.size]))) != crc:
         raise InvalidCheckpoint(f"CRC is {computed:08x}, stored is {crc:08x}")
     if version != VERSION:
         raise UnknownFormat(f"format version {version} is not known here (known: {VERSION})")

@@ -113,9 +113,12 @@ class Driver:
     def _decide(self) -> Decided | None:
         if not self.broker.waiting:
             return None
-        goal = self._make_room()
-        if self.broker.books.full is not None and self.journal.room < ROOM_MIN:
+        books, goal = self.broker.books, FRAME_BYTES_GOAL
+        if books.failed is None:
+            goal = self._make_room()
+        if books.failed is None and books.full is not None and self.journal.room < ROOM_MIN:
             return None  # not even a commit fits for sure: it waits for space, or for a checkpoint
+        # Where writing has ended, what only reads is still answered, and the rest refused.
         return self.broker.decide(self._wall(), goal)
 
     def _append(self, decided: Decided) -> Flight | None:
@@ -256,14 +259,11 @@ class Driver:
             self._fail(f"frame {number} is not durable", None)
             return None
         self.broker.synced()
-        tails = []
-        for log in books.state.logs.values():
-            if log.segments:
-                segment = log.segments[-1]
-                begin = checkpoints.tail_begin(segment.bytes)
-                if begin < segment.bytes:
-                    data = books.files[log.id].tail(segment.base, begin, segment.bytes - begin)
-                    tails.append(Tail(log.id, segment.base, begin, data))
+        try:
+            tails = self._tails()
+        except OSError as error:
+            self._fail(f"a segment cannot be read for a checkpoint: {error}", None)
+            return None
         point = Checkpoint(
             journal.id, journal.file_bytes, number, crc, self._wall(), books.state, tails
         )
@@ -290,6 +290,18 @@ class Driver:
             return True
 
         return job
+
+    def _tails(self) -> list[Tail]:
+        """The unfinished last page of every segment that is being written."""
+        tails = []
+        for log in self.broker.books.state.logs.values():
+            if log.segments:
+                base, size = log.segments[-1].base, log.segments[-1].bytes
+                begin = checkpoints.tail_begin(size)
+                if begin < size:
+                    data = self.broker.books.files[log.id].tail(base, begin, size - begin)
+                    tails.append(Tail(log.id, base, begin, data))
+        return tails
 
     def finish_checkpoint(self, result: bool | OSError) -> None:
         """The job ended. What lies below the older of the two checkpoints may be recycled."""

@@ -200,6 +200,7 @@ class LocalJournal:
         self.torn: list[Torn] = []
         self.last = mark  # the last frame appended, or found
         self.synced = mark.number  # the highest number known synced
+        self._sync_failed = False
         self._trimmed = 0
         self._highest: dict[str, int] = {}  # file -> the highest number in it
         self._name = f"{DIRECTORY}/{0:010}"
@@ -364,10 +365,11 @@ class LocalJournal:
     def wait(self, number: int) -> Outcome:
         if self.synced >= number:
             return Outcome.SYNCED
+        if self._sync_failed:
+            return Outcome.UNKNOWN
         try:
             self._sync()
         except OSError:
-            # Never again: a second sync would say yes and mean only what was written since.
             logger.exception("sync of %s failed: nothing more will be written", self._name)
             return Outcome.UNKNOWN
         return Outcome.SYNCED
@@ -375,7 +377,12 @@ class LocalJournal:
     def _sync(self) -> None:
         written = self.last.number
         assert self._file is not None
-        self._file.sync()
+        try:
+            self._file.sync()
+        except OSError:
+            # Never again: a second sync would say yes and mean only what was written since.
+            self._sync_failed = True
+            raise
         self.synced = written
 
     def trim(self, number: int) -> None:

@@ -101,13 +101,14 @@ class LogFiles:
 
     def restore(self, base: int, position: int, pieces: Sequence[Buffer]) -> None:
         """Write a part of a segment anew; the file is made if it is not there."""
+        # Also where it is: a process that was killed may have made it, and nobody synced its name.
+        self._names_changed = True
         file = self._dirty.get(base)
         if file is None:
             try:
                 file = self._files.open(path(self.id, base))
             except FileNotFoundError:
                 file = self._files.create(path(self.id, base))
-                self._names_changed = True
             self._soil(base, file)
         file.write(position, pieces)
 

@@ -53,7 +53,7 @@ def recover(files: Files, *, file_bytes: int, journal_id: int, now_ns: int) -> R
         # Names that a killed process left in the cache must be there after a power cut as well.
         if name == "" or files.names(name):
             files.sync_directory(name)
-    whole = _load_checkpoints(files, reports)
+    whole, damaged = _load_checkpoints(files, reports)
     if not whole:
         whole = [_make_new(files, file_bytes, journal_id, now_ns)]
     base = whole[-1]
@@ -70,6 +70,10 @@ def recover(files: Files, *, file_bytes: int, journal_id: int, now_ns: int) -> R
         entry = journal.read(number)
         for fact in entry.facts:
             final.apply(fact, entry.head.time_ns)
+    for name in damaged:
+        # Else it would count as one of the two that are kept, and push a whole one out.
+        files.make_directory(QUARANTINE)
+        files.rename(name, f"{QUARANTINE}/{journal.tail() + 1:020}-{name}")
     _set_torn_aside(files, journal, reports)
     logs = _lay_out(files, base, journal, final, reports)
     for report in reports:
@@ -77,8 +81,9 @@ def recover(files: Files, *, file_bytes: int, journal_id: int, now_ns: int) -> R
     return Recovered(final, journal, logs.handles, logs.logs, [c.number for c in whole], reports)
 
 
-def _load_checkpoints(files: Files, reports: list[str]) -> list[Checkpoint]:
-    whole = []
+def _load_checkpoints(files: Files, reports: list[str]) -> tuple[list[Checkpoint], list[str]]:
+    """The whole ones, oldest first, and the names of the damaged ones."""
+    whole, damaged = [], []
     names = checkpoints.names(files)
     for name in names:
         file = files.open(name)
@@ -87,6 +92,7 @@ def _load_checkpoints(files: Files, reports: list[str]) -> list[Checkpoint]:
         try:
             whole.append(checkpoints.decode(file.read(0, file.size())))
         except InvalidCheckpoint as error:
+            damaged.append(name)
             reports.append(
                 f"{name} is damaged ({error}); the one before it and the journal are used"
             )
@@ -94,7 +100,7 @@ def _load_checkpoints(files: Files, reports: list[str]) -> list[Checkpoint]:
             raise Refused(f"{name}: {error}") from None
     if names and not whole:
         raise Refused(f"no whole checkpoint: {'; '.join(reports)}")
-    return whole
+    return whole, damaged
 
 
 def _make_new(files: Files, file_bytes: int, journal_id: int, now_ns: int) -> Checkpoint:
@@ -111,6 +117,8 @@ def _make_new(files: Files, file_bytes: int, journal_id: int, now_ns: int) -> Ch
         files.unlink(f"{DIRECTORY}/{name}")
     files.make_directory(DIRECTORY)
     files.make_directory("logs")
+    # Before the checkpoint has its name: a directory with a checkpoint has these, or is damaged.
+    files.sync_directory("")
     new = Checkpoint(journal_id, file_bytes, 0, 0, now_ns, State(), [])
     checkpoints.write(files, new.number, checkpoints.encode(new))
     return new

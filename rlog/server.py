@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import signal
@@ -10,6 +11,9 @@ import time
 from typing import TYPE_CHECKING, Final
 
 import trio
+
+from rlog_client import protocol
+from rlog_client.errors import Overloaded
 
 from .config import Config, notify_manager
 from .connection import Connection
@@ -32,12 +36,17 @@ logger = logging.getLogger("rlog.server")
 INLINE_REPLIES_MAX: Final = 32
 INLINE_BYTES_MAX: Final = 64 * 1024
 INLINE_SECONDS_MAX: Final = 400e-6  # of recent syncs, on average
-SLOW_SECONDS: Final = 2e-3  # one such sync, and the thread it is for a while
-SLOW_PAUSE_SECONDS: Final = 1.0
+SLOW_SECONDS: Final = 2e-3  # after one such sync it is the thread for a while:
+SLOW_PAUSE_FACTOR: Final = (
+    4  # times as long as that took, so that a slow disk stops the loop rarely
+)
 _AVERAGE_OVER: Final = 16
 ALONE_MIN: Final = 8  # requests in a row, and a connection counts as the only one
 STOP_SECONDS: Final = 5.0
 ACCEPT_PAUSE_SECONDS: Final = 0.1
+# Of the file descriptors that connections leave to the files, or half of all if that is less:
+# without them, whoever connects often enough would end writing.
+DESCRIPTORS_RESERVED: Final = 1024
 
 
 def _url_of(sock: socket.socket) -> str:
@@ -85,8 +94,9 @@ def timed_wait(journal: LocalJournal, number: int) -> tuple[Outcome, float]:
 class Server:
     """Serves one data directory. ``urls``: where, once it runs."""
 
-    def __init__(self, driver: Driver) -> None:
+    def __init__(self, driver: Driver, connections_max: int = 1 << 16) -> None:
         self.driver = driver
+        self._connections_max = connections_max
         self.broker = driver.broker
         driver.flush = self.flush
         self.urls: list[str] = []
@@ -243,9 +253,10 @@ class Server:
     def _land(self, flight: Flight, outcome: Outcome, took: float) -> None:
         """The wait for a flight ended, and the disk took so many seconds."""
         if self._small(flight):
-            self._sync_average += (took - self._sync_average) / _AVERAGE_OVER
+            # Cut, so that one stall does not outweigh what is typical.
+            self._sync_average += (min(took, SLOW_SECONDS) - self._sync_average) / _AVERAGE_OVER
             if took > SLOW_SECONDS:
-                self._slow_until = time.monotonic() + SLOW_PAUSE_SECONDS
+                self._slow_until = time.monotonic() + SLOW_PAUSE_FACTOR * took
         self.driver.finish(flight, outcome)
 
     def _after(self) -> None:
@@ -302,6 +313,9 @@ class Server:
                 await trio.sleep(ACCEPT_PAUSE_SECONDS)
                 continue
             _prepare_socket(sock)
+            if len(self._connections) >= self._connections_max:
+                _refuse(sock, f"{self._connections_max} connections are open: that is the limit")
+                continue
             where = f"{address[0]}:{address[1]}" if isinstance(address, tuple) else "unix"
             nursery.start_soon(self._serve, Connection(self, sock, where))
 
@@ -375,6 +389,12 @@ class Server:
         self._stop.set()
 
 
+def _refuse(sock: socket.socket, reason: str) -> None:
+    logger.warning("a connection was refused: %s", reason)
+    with sock, contextlib.suppress(OSError):
+        sock.send(protocol.encode(0, protocol.error_control(Overloaded(reason))))
+
+
 def _prepare_socket(sock: socket.socket) -> None:
     """Non-blocking, no delay, and a host that vanished is noticed within 15 s."""
     sock.setblocking(False)
@@ -394,13 +414,15 @@ async def serve(config: Config) -> None:
     Raises Locked, Refused, ValueError, OSError.
     """
     lock = Lock(config.data_dir)
+    listeners: list[socket.socket] = []
     try:
-        raise_file_limit()
-        listeners = [listen.bind() for listen in config.listen]
+        descriptors = raise_file_limit()
+        for listen in config.listen:
+            listeners.append(listen.bind())
         began = time.monotonic()
         files = Disk(config.data_dir)
         driver = open_driver(files, config.limits, clock=trio.current_time, wall=time.time_ns)
-        server = Server(driver)
+        server = Server(driver, descriptors - min(DESCRIPTORS_RESERVED, descriptors // 2))
         async with trio.open_nursery() as nursery:
             with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
                 await nursery.start(server.run, listeners)
@@ -421,7 +443,9 @@ async def serve(config: Config) -> None:
                 # From here on a second signal ends the process as if nobody had asked to wait.
         logger.info("stopped")
     finally:
-        for listen in config.listen:
+        # Only of what was bound: behind a path that was refused there is another server.
+        for listen, listener in zip(config.listen, listeners, strict=False):
+            listener.close()
             if listen.path is not None:
                 remove_socket(listen.path)
         lock.release()

@@ -149,9 +149,11 @@ class Source(Iterator[Record]):
                 break
             if run is not None:
                 records.extend(islice(run, max_records - len(records)))
-            elif records or self._at_end(self._until):
-                break
-            elif fetched and (timeout == 0 or _over(deadline)):
+            elif (
+                records
+                or self._at_end(self._until)
+                or (fetched and (timeout == 0 or _over(deadline)))
+            ):
                 break
             else:
                 fetched = True

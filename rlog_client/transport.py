@@ -143,6 +143,7 @@ class Transport:
         for each in (self._socket, self._waker, self._woken):
             each.setblocking(False)
         self._poll = poll()
+        self._mask = 0  # what the socket is watched for
         self._poll.register(self._woken, POLLIN)
         _open.add(self)
         try:
@@ -276,7 +277,10 @@ class Transport:
             # Interrupted just behind a receive: poll() knows nothing of what is already here.
             self._take_in()
             return True
-        self._poll.register(self._socket, POLLIN | POLLOUT if self.session.outgoing else POLLIN)
+        mask = POLLIN | POLLOUT if self.session.outgoing else POLLIN
+        if mask != self._mask:
+            self._poll.register(self._socket, mask)
+            self._mask = mask
         # Interrupted, poll() runs the signal handlers: the exception of Ctrl-C comes out of here.
         ready = self._poll.poll(None if seconds is None else seconds * 1000)
         for descriptor, event in ready:

@@ -84,9 +84,7 @@ class History:
                 wrong.append(f"{name}/{offset} was {value[:20]!r}, is {there[offset][:20]!r}")
         self.kept[name].update(there)
 
-    def _check_consumer(
-        self, log: rlog.Log, consumer: str, end: int, wrong: list[str]
-    ) -> None:
+    def _check_consumer(self, log: rlog.Log, consumer: str, end: int, wrong: list[str]) -> None:
         name = log.name
         try:
             committed = log.cursor(consumer).info().committed

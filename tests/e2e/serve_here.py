@@ -35,7 +35,7 @@ class Moment(NamedTuple):
     call: str
     area: str
     when: str
-    count: int
+    number: int
 
 
 class Fate:
@@ -53,7 +53,7 @@ class Fate:
         if not self.armed or call != moment.call or moment.area not in path:
             return act()
         self.count += 1
-        if self.count < moment.count:
+        if self.count < moment.number:
             return act()
         if moment.when == "half" and half is not None:
             half()
@@ -119,7 +119,7 @@ class MortalDisk(Disk):
 def doom(moment: Moment, *, armed: bool) -> None:
     fate = Fate(moment, armed)
     MortalDisk.fate = fate
-    rlog.server.Disk = MortalDisk  # type: ignore[misc]
+    rlog.server.Disk = MortalDisk  # type: ignore[attr-defined]
     send = rlog.connection.Connection._send_some
 
     def dying_send(self: rlog.connection.Connection) -> bool:

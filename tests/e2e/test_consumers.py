@@ -149,9 +149,7 @@ def test_a_claim_that_was_refused_can_be_tried_again(log: rlog.Log, other: rlog.
 
 
 @both
-def test_epochs_rise_with_every_claim_and_seek(
-    log: rlog.Log, other: rlog.Client, who: Any
-) -> None:
+def test_epochs_rise_with_every_claim_and_seek(log: rlog.Log, other: rlog.Client, who: Any) -> None:
     log.append_many([b"1", b"2"])
     epochs = []
     for each in (log, other.log(log.name), log):
@@ -283,9 +281,7 @@ def test_iterating_commits_nothing_unless_told(log: rlog.Log, who: Any) -> None:
 
 
 @both
-def test_a_new_cursor_stands_at_start_and_an_old_one_where_it_was(
-    log: rlog.Log, who: Any
-) -> None:
+def test_a_new_cursor_stands_at_start_and_an_old_one_where_it_was(log: rlog.Log, who: Any) -> None:
     log.append_many([b"%d" % i for i in range(5)])
     with log.consumer(who, start=rlog.last(2), block=False) as consumer:
         assert consumer.committed == 3
@@ -600,9 +596,7 @@ def _child(url: str, name: str) -> None:
 
 def test_a_child_connects_for_itself(server: Server, log: rlog.Log) -> None:
     log.append(b"from the parent")
-    child = multiprocessing.get_context("fork").Process(
-        target=_child, args=(server.unix, log.name)
-    )
+    child = multiprocessing.get_context("fork").Process(target=_child, args=(server.unix, log.name))
     child.start()
     child.join()
     assert child.exitcode == 0

@@ -114,17 +114,13 @@ def test_stop_ends_every_wait_of_a_source(
     log: rlog.Log, later: Callable[..., None], kind: str, wait: str, how: str
 ) -> None:
     with _sources(log)[kind]() as source:
-        if how == "thread":
-            later(source.stop)
-        else:
-            before = signal.signal(signal.SIGUSR1, lambda *_: source.stop())
-            later(lambda: os.kill(os.getpid(), signal.SIGUSR1))
+        before = signal.signal(signal.SIGUSR1, lambda *_: source.stop())
+        later(source.stop if how == "thread" else lambda: os.kill(os.getpid(), signal.SIGUSR1))
         began = time.monotonic()
         try:
             assert WAITS[wait](source) == 0
         finally:
-            if how == "signal":
-                signal.signal(signal.SIGUSR1, before)
+            signal.signal(signal.SIGUSR1, before)
         assert time.monotonic() - began < AT_ONCE_SECONDS
         # For good: whatever is asked of it now is over at once.
         assert [WAITS[each](source) for each in WAITS] == [0, 0, 0, 0]
@@ -170,24 +166,26 @@ def test_stop_before_the_beginning_ends_it_at_once(log: rlog.Log) -> None:
 # --- Ctrl-C anywhere ------------------------------------------------------------------------
 
 
+Interrupted = Callable[[float, Callable[[], None]], None]
+
+
 @pytest.fixture
-def interrupted_after() -> Iterator[Callable[[float], contextlib.AbstractContextManager[None]]]:
-    """``with interrupted_after(seconds)``: Ctrl-C in the middle of the block, where it ends."""
+def interrupted() -> Iterator[Interrupted]:
+    """``interrupted(seconds, work)``: works again and again, until Ctrl-C after so long."""
     armed = False
 
     def ring(number: int, frame: FrameType | None) -> None:
         if armed:
             raise KeyboardInterrupt
 
-    @contextlib.contextmanager
-    def interrupted(seconds: float) -> Iterator[None]:
+    def until_interrupted(seconds: float, work: Callable[[], None]) -> None:
         nonlocal armed
         timer = threading.Timer(seconds, lambda: os.kill(os.getpid(), signal.SIGINT))
         try:
             armed = True
             timer.start()
-            yield
-            armed = False
+            while True:
+                work()
         except KeyboardInterrupt:
             pass
         finally:
@@ -197,16 +195,13 @@ def interrupted_after() -> Iterator[Callable[[float], contextlib.AbstractContext
                 timer.join()
 
     before = signal.signal(signal.SIGINT, ring)
-    yield interrupted
+    yield until_interrupted
     time.sleep(0.05)  # a late one is still ours
     signal.signal(signal.SIGINT, before)
 
 
-Interrupted = Callable[[float], contextlib.AbstractContextManager[None]]
-
-
 def test_a_hundred_interrupts_of_a_consumer_leave_no_record_out(
-    server: Server, log: rlog.Log, interrupted_after: Interrupted
+    server: Server, log: rlog.Log, interrupted: Interrupted
 ) -> None:
     log.append_many([b"%d" % i for i in range(RECORDS)])
     client = server.connect(timeout=None)  # so that an answer that was dropped is seen
@@ -220,11 +215,12 @@ def test_a_hundred_interrupts_of_a_consumer_leave_no_record_out(
         assert record.offset <= following, f"{record.offset} came where {following} was due"
         following = record.offset + 1
 
+    def work() -> None:
+        consumer.process(handler, limit=50, in_flight=8)
+
     for number in range(100):
         try:
-            with interrupted_after(0.001 + 0.0003 * (number % 20)):
-                while True:
-                    consumer.process(handler, limit=50, in_flight=8)
+            interrupted(0.001 + 0.0003 * (number % 20), work)
         except rlog.ConnectionLost:
             # Interrupted at a bad moment, the connection is given up rather than guessed at.
             reconnects += 1
@@ -242,21 +238,23 @@ def test_a_hundred_interrupts_of_a_consumer_leave_no_record_out(
 
 
 def test_a_hundred_interrupts_of_a_producer_leave_every_record_once_and_in_order(
-    server: Server, log: rlog.Log, interrupted_after: Interrupted
+    server: Server, log: rlog.Log, interrupted: Interrupted
 ) -> None:
     sent = itertools.count()
     acknowledged: dict[int, bytes] = {}
     client = server.connect(timeout=None)
     producer = client.log(log.name).producer(linger=0.0, batch_bytes=2000)
     pending: list[tuple[bytes, rlog.Pending]] = []
+
+    def work() -> None:
+        value = b"%d" % next(sent)
+        pending.append((value, producer.send(value)))
+        if len(pending) % 50 == 0:
+            producer.flush()
+
     for number in range(100):
         try:
-            with interrupted_after(0.001 + 0.0003 * (number % 20)):
-                while True:
-                    value = b"%d" % next(sent)
-                    pending.append((value, producer.send(value)))
-                    if len(pending) % 50 == 0:
-                        producer.flush()
+            interrupted(0.001 + 0.0003 * (number % 20), work)
             producer.flush()
         except (rlog.ConnectionLost, rlog.OutcomeUnknown):
             with contextlib.suppress(rlog.RlogError):

@@ -195,9 +195,7 @@ def end_of(server: Server) -> bool:
 
 def seeds(count: int) -> list[object]:
     """The first few in CI, all with --long."""
-    return [
-        pytest.param(seed, marks=() if seed < 4 else pytest.mark.slow) for seed in range(count)
-    ]
+    return [pytest.param(seed, marks=() if seed < 4 else pytest.mark.slow) for seed in range(count)]
 
 
 @pytest.mark.patience(400)

@@ -401,9 +401,7 @@ def test_periodic_shows_records_after_their_sync_and_not_before(
     assert log.info().synced_end == 1
 
 
-def test_periodic_syncs_by_itself_within_its_time(
-    client: rlog.Client, other: rlog.Client
-) -> None:
+def test_periodic_syncs_by_itself_within_its_time(client: rlog.Client, other: rlog.Client) -> None:
     log = client.log("timed", create=True, sync="periodic:50ms")
     reader = other.log("timed").reader(rlog.OLDEST)
     for i in range(5):
@@ -454,9 +452,7 @@ def test_a_commit_of_an_unsynced_log_never_outlives_its_records(
         assert info.committed <= log.info().end
 
 
-def test_wait_synced_times_out_and_asks_for_no_future(
-    server: Server, log: rlog.Log
-) -> None:
+def test_wait_synced_times_out_and_asks_for_no_future(server: Server, log: rlog.Log) -> None:
     log.append(b"1")
     log.wait_synced(0)
     log.wait_synced(1)

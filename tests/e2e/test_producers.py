@@ -158,18 +158,18 @@ def test_the_first_failure_is_raised_by_a_later_send(
 def test_leaving_by_an_exception_flushes_and_does_not_mask_it(
     other: rlog.Client, log: rlog.Log, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with pytest.raises(KeyError), log.producer(linger=3600.0) as producer:
-        producer.send(b"1")
-        raise KeyError
+    def send_and_fail(value: bytes, delete: bool) -> None:
+        with log.producer(linger=3600.0) as producer:
+            producer.send(value)
+            if delete:
+                other.log(log.name).delete()
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        send_and_fail(b"1", False)
     assert values(log) == [b"1"]
-    with (
-        caplog.at_level(logging.WARNING, "rlog_client"),
-        pytest.raises(KeyError),
-        log.producer(linger=3600.0) as producer,
-    ):
-        producer.send(b"2")
-        other.log(log.name).delete()
-        raise KeyError
+    with caplog.at_level(logging.WARNING, "rlog_client"), pytest.raises(KeyError):
+        send_and_fail(b"2", True)
     assert "flushing on the way out failed" in caplog.text
 
 

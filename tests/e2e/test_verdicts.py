@@ -6,6 +6,7 @@ verdict under test once; whatever comes of that can be told in advance.
 
 from __future__ import annotations
 
+import itertools
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -84,7 +85,7 @@ def open_source(log: rlog.Log, kind: str, block: bool) -> rlog.Source:
     who = KINDS[kind]
     if who is None:
         return log.reader(rlog.OLDEST, block=block)
-    return log.consumer(who, block=block)  # type: ignore[arg-type]
+    return log.consumer(who, block=block)
 
 
 @pytest.fixture(autouse=True)
@@ -270,7 +271,7 @@ def test_a_retry_without_delay_is_no_hot_loop(log: rlog.Log, kind: str) -> None:
 
     with open_source(log, kind, False) as source:
         source.process(handler)
-    gaps = [after - before for before, after in zip(calls, calls[1:], strict=False)]
+    gaps = [after - before for before, after in itertools.pairwise(calls)]
     assert all(gap >= least for gap, least in zip(gaps, (0.015, 0.03, 0.06), strict=True))
 
 

@@ -52,7 +52,7 @@ def _retry(log: rlog.Log) -> None:
 
 def _handler(log: rlog.Log) -> None:
     log.append(b"1")
-    log.consumer("c").process(lambda record: signal.pause())  # type: ignore[func-returns-value]
+    log.consumer("c").process(lambda record: signal.pause())
 
 
 # The server is stopped in these: nothing is answered.

@@ -1,0 +1,242 @@
+"""The names, parameters and defaults that programs are written against. A change here breaks them.
+
+Each block stands as it does in the specification; what comes later is absent, not stubbed.
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from typing import Any, assert_type
+
+import pytest
+
+import rlog_client as rlog
+from rlog_client import errors
+
+SIGNATURES = {
+    rlog.connect: "(url: str | None = None, *, timeout: float | None = 10.0, name: str = '')"
+    " -> Client",
+    rlog.offset: "(n: int) -> Whence",
+    rlog.last: "(n: int) -> Whence",
+    rlog.time: "(t: datetime | float) -> Whence",
+    rlog.Client.log: "(self, name: str, *, create: bool = False, **options: Unpack[LogOptions])"
+    " -> Log",
+    rlog.Client.logs: "(self) -> list[LogInfo]",
+    rlog.Client.clone: "(self) -> Client",
+    rlog.Client.close: "(self) -> None",
+    rlog.Log.append: "(self, value: Bytes, *, key: Bytes | None = None,"
+    " headers: Mapping[str, bytes] | None = None, event_time_ns: int | None = None,"
+    " expect: int | None = None) -> int",
+    rlog.Log.append_many: "(self, items: Iterable[Bytes | Item], *, expect: int | None = None)"
+    " -> Receipt",
+    rlog.Log.producer: "(self, *, linger: float = 0.005, batch_bytes: int = 1048576,"
+    " buffer_bytes: int = 33554432) -> Producer",
+    rlog.Log.reader: "(self, whence: Whence, *, until: Whence | None = None, block: bool = True)"
+    " -> Reader",
+    rlog.Log.consumer: "(self, consumer_id: str | Global, /, *, start: Whence = "
+    "Whence(kind='oldest', value=0), block: bool = True, autocommit: bool = False) -> Consumer",
+    rlog.Log.cursor: "(self, consumer_id: str | Global, /) -> Cursor",
+    rlog.Log.cursors: "(self) -> list[CursorInfo]",
+    rlog.Log.info: "(self) -> LogInfo",
+    rlog.Log.wait_synced: "(self, offset: int, *, timeout: float | None = None) -> None",
+    rlog.Log.alter: "(self, **options: Unpack[LogOptions]) -> LogInfo",
+    rlog.Log.trim: "(self, before: Whence) -> int",
+    rlog.Log.delete: "(self) -> None",
+    rlog.Source.__next__: "(self) -> Record",
+    rlog.Source.__iter__: "(self) -> Iterator[Record]",
+    rlog.Source.poll: "(self, max_records: int = 1000, *, timeout: float | None = 0.0)"
+    " -> list[Record]",
+    rlog.Source.process: "(self, handler: Handler, *, limit: int | None = None,"
+    " block: bool | None = None, timeout: float | None = None, in_flight: int = 1) -> int",
+    rlog.Source.seek: "(self, whence: Whence) -> int",
+    rlog.Source.stop: "(self) -> None",
+    rlog.Source.close: "(self) -> None",
+    rlog.Consumer.commit: "(self, record: Record, *, wait: bool = True) -> None",
+    rlog.Cursor.info: "(self) -> CursorInfo",
+    rlog.Cursor.seek: "(self, whence: Whence, *, force: bool = False) -> tuple[int, int]",
+    rlog.Cursor.delete: "(self) -> None",
+    rlog.Producer.send: "(self, value: Bytes, *, key: Bytes | None = None,"
+    " headers: Mapping[str, bytes] | None = None, event_time_ns: int | None = None) -> Pending",
+    rlog.Producer.extend: "(self, values: Iterable[Bytes]) -> None",
+    rlog.Producer.flush: "(self, timeout: float | None = None) -> int",
+    rlog.Producer.close: "(self) -> None",
+    rlog.Pending.done: "(self) -> bool",
+    rlog.Pending.result: "(self, timeout: float | None = None) -> int",
+    rlog.Pending.receipt: "(self, timeout: float | None = None) -> Receipt",
+}
+
+FIELDS: dict[type[Any], list[str]] = {
+    rlog.Item: ["value", "key", "headers", "event_time_ns"],
+    rlog.Record: [
+        "log", "offset", "timestamp_ns", "key", "headers", "value", "event_time_ns", "attempt",
+        "epoch", "redriven",
+    ],
+    rlog.Receipt: ["first", "end", "timestamp_ns", "level", "duplicate"],
+    rlog.Commit: [],
+    rlog.Retry: ["delay"],
+    rlog.Skip: ["reason"],
+    rlog.Stop: [],
+    rlog.LogInfo: ["name", "id", "first", "end", "synced_end", "bytes", "options", "owner"],
+    rlog.CursorInfo: [
+        "log", "id", "committed", "lag_records", "lag_bytes", "lag_seconds", "members",
+    ],
+    rlog.Member: ["name", "since_ns"],
+}  # fmt: skip
+
+# class -> (code, retriable, fields, base)
+ERRORS: dict[type[rlog.RlogError], tuple[int, bool, tuple[str, ...], type[Exception]]] = {
+    rlog.RlogError: (1, False, (), Exception),
+    rlog.ConnectionLost: (2, True, (), ConnectionError),
+    rlog.TimedOut: (3, True, (), TimeoutError),
+    rlog.NotFound: (4, False, (), rlog.RlogError),
+    rlog.AlreadyExists: (5, False, ("differences",), rlog.RlogError),
+    rlog.OffsetOutOfRange: (6, False, ("first", "end"), rlog.RlogError),
+    rlog.Gap: (7, False, ("first", "end"), rlog.OffsetOutOfRange),
+    rlog.Conflict: (8, False, ("end", "key_offset"), rlog.RlogError),
+    rlog.Busy: (9, True, ("holder", "since_ns"), rlog.RlogError),
+    rlog.Fenced: (10, False, ("epoch",), rlog.RlogError),
+    rlog.Paused: (11, True, ("reason",), rlog.RlogError),
+    rlog.TooLarge: (12, False, ("size", "limit", "index"), rlog.RlogError),
+    rlog.InvalidRequest: (13, False, (), rlog.RlogError),
+    rlog.Unsupported: (14, False, (), rlog.RlogError),
+    rlog.AccessDenied: (15, False, (), rlog.RlogError),
+    rlog.CorruptData: (
+        16, False, ("log", "first", "end", "file", "position"), rlog.RlogError,
+    ),
+    rlog.StorageFailed: (17, False, (), rlog.RlogError),
+    rlog.DiskFull: (18, True, (), rlog.RlogError),
+    rlog.Overloaded: (19, True, (), rlog.RlogError),
+    rlog.OutcomeUnknown: (20, False, ("producer", "sequence"), rlog.RlogError),
+}  # fmt: skip
+
+NAMES = {
+    "COMMIT", "GLOBAL", "LATEST", "OLDEST", "RETRY", "SKIP", "STOP", "AccessDenied",
+    "AlreadyExists", "Busy", "Client", "Commit", "Conflict", "ConnectionLost", "Consumer",
+    "CorruptData", "Cursor", "CursorInfo", "DiskFull", "Fenced", "Gap", "Global",
+    "InvalidRequest", "Item", "Log", "LogInfo", "LogOptions", "Member", "NotFound",
+    "OffsetOutOfRange", "OutcomeUnknown", "Overloaded", "Paused", "Pending", "Producer", "Reader",
+    "Receipt", "Record", "Retry", "RlogError", "Skip", "Source", "Stop", "StorageFailed",
+    "TimedOut", "TooLarge", "Unsupported", "Verdict", "Whence", "connect", "last", "offset",
+    "time",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("function", SIGNATURES, ids=lambda function: function.__qualname__)
+def test_a_signature_is_as_specified(function: Any) -> None:
+    found = str(inspect.signature(function)).replace("'", "").replace('"', "")
+    assert found == SIGNATURES[function].replace("'", "")
+
+
+def test_nothing_public_is_missing_and_nothing_is_there_that_should_not_be() -> None:
+    assert set(rlog.__all__) == NAMES
+    for cls in (
+        rlog.Client, rlog.Log, rlog.Reader, rlog.Consumer, rlog.Cursor, rlog.Producer, rlog.Pending
+    ):  # fmt: skip
+        public = {
+            name
+            for name, member in inspect.getmembers(cls)
+            if not name.startswith("_") and callable(member)
+        }
+        pinned = {f.__name__ for f in SIGNATURES if f.__qualname__.partition(".")[2]}
+        plumbing = {"tend", "forked"}  # what the transport calls
+        assert public <= pinned | plumbing, cls
+
+
+def test_what_is_held_is_a_context_manager() -> None:
+    for cls in (rlog.Client, rlog.Producer, rlog.Reader, rlog.Consumer):
+        assert hasattr(cls, "__enter__")
+        assert hasattr(cls, "__exit__")
+    assert issubclass(rlog.Reader, rlog.Source)
+    assert issubclass(rlog.Consumer, rlog.Source)
+
+
+def test_attributes_are_there() -> None:
+    for cls, name in (
+        (rlog.Reader, "offset"),
+        (rlog.Consumer, "epoch"),
+        (rlog.Consumer, "committed"),
+    ):
+        assert isinstance(inspect.getattr_static(cls, name), property)
+
+
+@pytest.mark.parametrize("cls", FIELDS, ids=lambda cls: cls.__name__)
+def test_a_value_has_these_fields_and_is_frozen(cls: type[Any]) -> None:
+    assert list(cls.__struct_fields__) == FIELDS[cls]
+    assert cls.__struct_config__.frozen
+
+
+def test_a_record_is_not_tracked_by_the_collector() -> None:
+    assert not rlog.Record.__struct_config__.gc
+
+
+def test_defaults_of_values() -> None:
+    assert rlog.Item(b"v") == rlog.Item(value=b"v", key=None, headers=None, event_time_ns=None)
+    assert rlog.Retry() == rlog.RETRY == rlog.Retry(delay=None)
+    assert rlog.Skip() == rlog.SKIP == rlog.Skip(reason="")
+    assert rlog.Commit() == rlog.COMMIT
+    assert rlog.Stop() == rlog.STOP
+    assert typing.get_args(rlog.Verdict) == (rlog.Commit, rlog.Retry, rlog.Skip, rlog.Stop)
+
+
+def test_options_of_a_log() -> None:
+    assert set(rlog.LogOptions.__annotations__) == {"sync", "file_roll_size"}
+    assert rlog.LogOptions.__total__ is False
+
+
+@pytest.mark.parametrize("cls", ERRORS, ids=lambda cls: cls.__name__)
+def test_an_error_has_its_code_fields_and_base(cls: type[rlog.RlogError]) -> None:
+    code, retriable, fields, base = ERRORS[cls]
+    assert (cls.code, cls.retriable, cls.fields) == (code, retriable, fields)
+    assert issubclass(cls, rlog.RlogError)
+    assert issubclass(cls, base)
+    assert getattr(rlog, cls.__name__) is cls
+
+
+def test_every_error_is_pinned() -> None:
+    assert set(errors.BY_CODE.values()) == set(ERRORS)
+
+
+def test_the_types_are_what_a_type_checker_sees() -> None:
+    """Judged by mypy; it is never called."""
+
+    def program(client: rlog.Client) -> None:
+        assert_type(rlog.connect(), rlog.Client)
+        assert_type(rlog.OLDEST, rlog.Whence)
+        assert_type(rlog.LATEST, rlog.Whence)
+        assert_type(rlog.GLOBAL, rlog.Global)
+        log = client.log("l", create=True, sync="always", file_roll_size=1 << 20)
+        assert_type(log, rlog.Log)
+        assert_type(log.name, str)
+        assert_type(log.append(b"v", key=b"k", headers={"h": b"v"}), int)
+        receipt = log.append_many([b"v", rlog.Item(b"v")])
+        assert_type(receipt, rlog.Receipt)
+        assert_type(receipt.level, typing.Literal["written", "synced"])
+        with log.producer() as producer:
+            assert_type(producer, rlog.Producer)
+            pending = producer.send(bytearray(b"v"))
+            assert_type(pending.result(), int)
+            assert_type(pending.receipt(1.0), rlog.Receipt)
+            assert_type(producer.flush(), int)
+        with log.reader(rlog.last(1), until=rlog.LATEST) as reader:
+            assert_type(reader, rlog.Reader)
+            assert_type(reader.offset, int)
+            for record in reader:
+                assert_type(record, rlog.Record)
+                assert_type(record.value, bytes)
+                assert_type(record.key, bytes | None)
+        with log.consumer(rlog.GLOBAL) as consumer:
+            assert_type(consumer, rlog.Consumer)
+            assert_type(consumer.epoch, int)
+            assert_type(consumer.committed, int)
+            assert_type(consumer.poll(), list[rlog.Record])
+            assert_type(consumer.process(lambda record: rlog.Skip("why")), int)
+            assert_type(consumer.process(lambda record: None), int)
+            assert_type(consumer.seek(rlog.time(0.0)), int)
+        cursor = log.cursor("c")
+        assert_type(cursor.seek(rlog.offset(1), force=True), tuple[int, int])
+        assert_type(cursor.info().lag_seconds, float)
+        assert_type(log.cursors(), list[rlog.CursorInfo])
+        assert_type(client.logs(), list[rlog.LogInfo])
+
+    assert callable(program)
