@@ -135,8 +135,10 @@ def _header_at(
 def _resume(window: _Window, extent: Extent, position: int, expected: int) -> Found | None:
     """The next batch behind damage.
 
-    A body is its user's and may hold anything, other segments too. So a header counts only if what
-    follows it is the next batch again, or the end of the segment.
+    A body is its user's and may hold anything, also what looks like a header. So one counts only if
+    what follows it is the next batch again, or the end of the segment. (A body cannot by chance hold
+    two that follow each other: they would have this log's id and offsets that did not exist yet when
+    it was appended. One who forges them would still need the rot to strike that very batch.)
     """
     while position + HEADER_BYTES <= extent.length:
         # One header more than a window, so that none is cut in two.

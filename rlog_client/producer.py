@@ -201,6 +201,7 @@ class Producer:
         self._failure: RlogError | None = None
         self._closed = False
         self._due = monotonic() + linger
+        self._sealed: tuple[_Batch, bytearray] | None = None  # and not on its way yet, for sure
         self._batch = _Batch(self)
         self._values = self._batch.columns.values
         self._room = self._fill  # bytes that may still go into the open batch
@@ -292,6 +293,7 @@ class Producer:
         if self._closed:
             raise RuntimeError("this producer is closed")
         self._transport.check()
+        self._resume()
         self._reap()
 
     def _send(self, item: Item, index: int | None) -> Pending:
@@ -346,29 +348,46 @@ class Producer:
 
     def tend(self, now: float) -> None:
         """On every call into the client: seal the open batch if it has waited long enough."""
+        self._resume()
         if self._values and now >= self._due and len(self._under_way) < IN_FLIGHT_MAX:
             self._seal()
 
     def _seal(self) -> None:
         """Encode the open batch, put it on its way and open the next."""
-        batch = self._batch
+        self._resume()
+        batch, following = self._batch, _Batch(self)
         call = Call(Appended, append=(self._id, self._sequence))
         payload = batch.columns.encode(self._id, self._sequence)
-        # An interrupt between two of these lines costs at most an answer that never comes, which
-        # is OutcomeUnknown; never a record twice, and none in silence.
+        size, count = len(payload), len(self._values)
+        values, nothing = following.columns.values, Columns()
+        now = monotonic()
+        # An interrupt comes at a call: before all of these stores, or behind them.
+        if not self._unacknowledged:
+            self._heard = now
         batch.call = call
-        batch.bytes = len(payload)
-        if not self._under_way:
-            self._heard = monotonic()
-        self._under_way.append(batch)
-        self._unacknowledged += batch.bytes
-        self._sequence += len(self._values)
-        self._batch = _Batch(self)
-        self._values = self._batch.columns.values
+        batch.bytes = size
+        batch.columns = nothing  # its values are in the payload now
+        self._sealed = (batch, payload)
+        self._unacknowledged += size
+        self._sequence += count
+        self._batch = following
+        self._values = values
         self._room = self._fill
-        batch.columns = Columns()  # its values are in the payload now
-        self._due = monotonic() + self._linger
-        self._transport.session.start(call, Append(self._log_id), payload)
+        self._due = now + self._linger
+        self._resume()
+
+    def _resume(self) -> None:
+        """Put the batch that was sealed on its way: now, or after the interrupt that came then."""
+        if self._sealed is None:
+            return
+        batch, payload = self._sealed
+        if batch not in self._under_way:
+            self._under_way.append(batch)
+        # Nothing has been written since: it is either in there, or was never put there.
+        if not any(piece is payload for piece in self._transport.session.outgoing):
+            assert batch.call is not None, "it is sealed"
+            self._transport.session.start(batch.call, Append(self._log_id), payload)
+        self._sealed = None
 
     def _push(self, deadline: float | None) -> None:
         """Seal the open batch, and wait until there is room for another."""

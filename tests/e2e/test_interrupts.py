@@ -273,3 +273,28 @@ def test_a_hundred_interrupts_of_a_producer_leave_every_record_once_and_in_order
     assert numbers == sorted(set(numbers)), "doubled, or out of order"
     assert all(values[offset] == value for offset, value in acknowledged.items())
     assert acknowledged
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_an_interrupt_while_a_batch_is_sealed_neither_loses_nor_doubles_it(
+    server: Server, log: rlog.Log, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    with server.connect(timeout=None) as client:
+        producer = client.log(log.name).producer(linger=3600.0)
+        session = client._transport.session
+        start = session.start
+
+        def interrupted(*args: Any) -> Any:
+            monkeypatch.undo()
+            if when == "after":
+                start(*args)
+            raise KeyboardInterrupt
+
+        pending = producer.send(b"1")
+        monkeypatch.setattr(session, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            producer.flush()
+        producer.send(b"2")
+        assert producer.flush() == 2
+        assert pending.result() == 0
+    assert [r.value for r in log.reader(rlog.OLDEST, block=False)] == [b"1", b"2"]

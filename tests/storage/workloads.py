@@ -33,6 +33,7 @@ def everything(server: Server, payload: Payloads) -> None:
     server.trim("a", 6)
     server.batch("n", payload(3000))
     server.batch("d", payload(2000))
+    server.batch("d", payload(3000))  # so that not all of it lies in a page of the checkpoint
     server.checkpoint()
     server.batch("n", payload(1300))
     server.batch("a", payload(800))
