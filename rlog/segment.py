@@ -136,8 +136,10 @@ def _resume(window: _Window, extent: Extent, position: int, expected: int) -> Fo
     """The next batch behind damage.
 
     A body is its user's and may hold anything, also what looks like a header. So one counts only if
-    what follows it is the next batch again, or the end of the segment. (A body cannot by chance hold
-    two that follow each other: they would have this log's id and offsets that did not exist yet when
+    what follows it is the next batch again, or the end of the segment. (A body cannot by chance
+    hold
+    two that follow each other: they would have this log's id and offsets that did not exist yet
+    when
     it was appended. One who forges them would still need the rot to strike that very batch.)
     """
     while position + HEADER_BYTES <= extent.length:

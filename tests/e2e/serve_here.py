@@ -4,12 +4,14 @@
 
 CALL is a method of ``rlog.files`` or ``reply``; AREA is journal, logs, checkpoint, or empty for
 any; WHEN is before, after, or half (a write of which the first half gets done). The process kills
-itself at the N-th such call since it was armed: at its start, or by SIGUSR1.
+itself at the N-th such call since it was armed: at its start, or by SIGUSR1. Where WHEN is EIO or
+ENOSPC, that one call fails so instead.
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import faulthandler
 import logging
 import os
@@ -55,6 +57,10 @@ class Fate:
         self.count += 1
         if self.count < moment.number:
             return act()
+        if moment.when in ("EIO", "ENOSPC"):
+            if self.count > moment.number:
+                return act()
+            raise OSError(getattr(errno, moment.when), "so it was wanted")
         if moment.when == "half" and half is not None:
             half()
         elif moment.when == "after":

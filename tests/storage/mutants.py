@@ -22,8 +22,9 @@ class Edit(NamedTuple):
 
 class Mutant(NamedTuple):
     name: str
-    judge: str  # which harness is to catch it: crash, failure or rot
+    judge: str  # which harness is to catch it: crash, directed, failure or rot
     edits: tuple[Edit, ...]
+    first: str = ""  # what of it to begin with: the judge stops at the first catch
 
 
 @contextlib.contextmanager
@@ -127,6 +128,7 @@ MUTANTS = (
                 "False",
             ),
         ),
+        "everything",
     ),
     Mutant(
         "segments are not synced at a checkpoint",
@@ -200,6 +202,7 @@ MUTANTS = (
         "consumers see what is not synced",
         "crash",
         (Edit("rlog.broker:Broker._raise_unsynced", "if policy.visible_unsynced:", "if True:"),),
+        "periodic",
     ),
     Mutant(
         "a torn body is taken for a whole one",
@@ -214,13 +217,73 @@ MUTANTS = (
     ),
     Mutant(
         "of two frames with one number the earlier file's counts",
-        "crash",
+        "directed",
         (Edit(f"{JOURNAL}._follow", "follows[-1]", "follows[0]"),),
+        "lost in the middle",
     ),
     Mutant(
         "recovery does not sync what a killed process left in the cache",
-        "crash",
+        "directed",
         (Edit(f"{JOURNAL}.open", "file.sync()", "pass"),),
+        "killed then cut",
+    ),
+    Mutant(
+        "the CRC of the frame before is not compared",
+        "directed",
+        (Edit(f"{JOURNAL}._follow", "if s.head.previous == last.crc", ""),),
+        "lost in the middle",
+    ),
+    Mutant(
+        "names that a killed process left are not synced at the start",
+        "directed",
+        (Edit("rlog.recovery:recover", "files.sync_directory(name)", "pass"),),
+        "killed then cut",
+    ),
+    Mutant(
+        "no zero page behind a frame",
+        "directed",
+        (Edit(f"{JOURNAL}.append", "pieces.append(_ZERO_PAGE)", "pass"),),
+        "recycled",
+    ),
+    Mutant(
+        "a start goes on in the old journal file",
+        "directed",
+        (
+            Edit(
+                f"{JOURNAL}.open",
+                "self._name = names[-1]",
+                "self._name = names[-1]\n"
+                "        here = self._chain.get(self.last.number)\n"
+                "        if here is not None and here.file == names[-1]:\n"
+                "            self._file, self._position = opened[here.file], here.end",
+            ),
+        ),
+        "evidence",
+    ),
+    Mutant(
+        "a frame of a recycled file is accepted",
+        "directed",
+        (
+            Edit(
+                f"{JOURNAL}._follow",
+                "s for s in by_number.get(last.number + 1, ()) if s.head.previous == last.crc",
+                "s for s in heads if s.head.number not in self._chain "
+                "and s.head.number != last.number",
+            ),
+        ),
+        "recycled",
+    ),
+    Mutant(
+        "a frame of another directory's journal is accepted",
+        "directed",
+        (
+            Edit(
+                "rlog.frame:parse",
+                "journal is not None and owner != journal",
+                "False",
+            ),
+        ),
+        "foreign",
     ),
     Mutant(
         "the epoch of a claim is not kept",
@@ -239,6 +302,7 @@ MUTANTS = (
         (
             Edit(
                 f"{JOURNAL}.wait",
+                '        logger.exception("sync of %s failed: nothing more will be written", self._name)\n'
                 "        return Outcome.UNKNOWN\n",
                 "        self._sync()\n",
             ),
@@ -303,6 +367,7 @@ MUTANTS = (
                 "not seen.sound",
             ),
         ),
+        "bare",
     ),
     Mutant(
         "the CRC of a frame is not looked at",
@@ -324,5 +389,6 @@ MUTANTS = (
                 "for index, torn in ():",
             ),
         ),
+        "busy",
     ),
 )
