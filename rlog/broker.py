@@ -243,4 +243,4 @@ class Broker:
                 producer=header.producer,
                 sequence=header.sequence,
             )
-        return OutcomeUnknown(f"it may have been done or not: {reason}")
+        return OutcomeUnknown(f"it may have been done or not: {reason}", producer=0, sequence=0)

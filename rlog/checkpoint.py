@@ -77,19 +77,28 @@ def encode(checkpoint: Checkpoint) -> bytes:
     return head + _CRC.pack(crc32c(content, crc32c(head))) + content
 
 
+def crcs(raw: bytes) -> tuple[int, int] | None:
+    """The CRC as it is stored, and as it should be; None where there is not so much as a head."""
+    if len(raw) < _HEAD_BYTES:
+        return None
+    (stored,) = _CRC.unpack_from(raw, _HEAD.size)
+    return stored, crc32c(memoryview(raw)[_HEAD_BYTES:], crc32c(raw[: _HEAD.size]))
+
+
 def decode(raw: bytes) -> Checkpoint:
     """Raises InvalidCheckpoint, or UnknownFormat where the damage is a version."""
-    if len(raw) < _HEAD_BYTES:
+    found = crcs(raw)
+    if found is None:
         raise InvalidCheckpoint(f"{len(raw)} bytes are no checkpoint")
+    stored, computed = found
     magic, version, length = _HEAD.unpack_from(raw)
-    (crc,) = _CRC.unpack_from(raw, _HEAD.size)
     if magic != MAGIC:
         raise InvalidCheckpoint("no checkpoint begins here")
     content = memoryview(raw)[_HEAD_BYTES:]
     if len(content) != length:
         raise InvalidCheckpoint(f"content has {len(content)} bytes, the header says {length}")
-    if (computed := crc32c(content, crc32c(raw[: _HEAD.size]))) != crc:
-        raise InvalidCheckpoint(f"CRC is {computed:08x}, stored is {crc:08x}")
+    if computed != stored:
+        raise InvalidCheckpoint(f"CRC is {computed:08x}, stored is {stored:08x}")
     if version != VERSION:
         raise UnknownFormat(f"format version {version} is not known here (known: {VERSION})")
     try:

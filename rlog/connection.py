@@ -47,9 +47,12 @@ WAITING_BYTES_MAX: Final = 16 << 20  # of appends that wait to be answered, per 
 WAITING_MAX: Final = 4096  # requests that wait to be answered, per connection
 SUBSCRIPTIONS_MAX: Final = 1024
 NAME_BYTES_MAX: Final = 255
+LOOK_WEIGHT: Final = 64 * 1024  # what a request that reads the disk counts as, in bytes
 HELLO_SECONDS: Final = 5.0
 MESSAGE_SECONDS: Final = 30.0
 _SEND_PIECES: Final = 64
+_LISTINGS: Final = (protocol.ListLogs, protocol.ListCursors, protocol.ListSegments)
+_WHENCES: Final = ("whence", "start", "before")  # the fields of requests that name a place
 
 
 class Hub(Protocol):
@@ -223,9 +226,13 @@ class Connection:
             if isinstance(control, protocol.Append):
                 self._append(message, control)
             elif (whence := _time_in(control)) is not None:
+                self._enter(message.request, LOOK_WEIGHT)
                 self._hub.resolve(self, message, whence)
             elif type(control) in DECISIONS or isinstance(control, protocol.WaitSynced):
-                self._submit(Waiting(self, message.request, control))
+                self._submit(
+                    Waiting(self, message.request, control),
+                    protocol.LISTING_BYTES_MAX if isinstance(control, _LISTINGS) else 0,
+                )
             elif isinstance(control, protocol.Credit):
                 self._credit(message.request, control)
             elif isinstance(control, protocol.Subscribe):
@@ -242,12 +249,22 @@ class Connection:
         except RlogError as error:
             self.answer(message.request, protocol.error_control(error))
 
-    def _submit(self, waiting: Waiting) -> None:
-        if waiting.request in self._submitted:
-            raise ProtocolError(f"request id {waiting.request} is in use")
-        self._submitted[waiting.request] = len(waiting.body)
-        self._submitted_bytes += len(waiting.body)
+    def _submit(self, waiting: Waiting, weight: int) -> None:
+        self._enter(waiting.request, weight)
         self._broker.submit(waiting)
+
+    def _enter(self, request: int, weight: int) -> None:
+        """Count a request until it is answered; ``weight``: the bytes it may take until then."""
+        if request in self._submitted:
+            raise ProtocolError(f"request id {request} is in use")
+        self._submitted[request] = weight
+        self._submitted_bytes += weight
+
+    def _leave(self, request: int) -> None:
+        weight = self._submitted.pop(request, None)
+        if weight is not None:
+            self._submitted_bytes -= weight
+            self._ease()
 
     def _append(self, message: Message, control: protocol.Append) -> None:
         """Judge a batch before anything is decided about it, at a cost per batch, not per
@@ -268,7 +285,7 @@ class Connection:
                 limit=limit,
                 index=0,
             )
-        self._submit(Waiting(self, message.request, control, produced, body))
+        self._submit(Waiting(self, message.request, control, produced, body), len(body))
 
     def _place(self, log_id: int, whence: model.Whence) -> protocol.Place:
         log = self._books.state.logs.get(log_id)
@@ -281,16 +298,18 @@ class Connection:
         """Replace a time by the offset that it means, which takes a look at the disk, and go on."""
         control = message.control
         try:
-            offset = await self._offset_of_time(control.log, whence.value)  # type: ignore[attr-defined]
+            offset = await self._offset_of_time(control.log, whence.value)  # type: ignore[attr-defined]  # every request with a whence names a log
         except (RlogError, OSError) as error:
             failure = error if isinstance(error, RlogError) else StorageFailed(str(error))
             self.answer(message.request, protocol.error_control(failure))
         else:
-            for name in ("whence", "start", "before"):
+            for name in _WHENCES:
                 if hasattr(control, name):
                     setattr(control, name, model.Whence("offset", offset))
-            self._obey(message)
-            self._hub.wake()
+            self._leave(message.request)
+            if not self.closed:
+                self._obey(message)
+                self._hub.wake()
         self.flush()
 
     async def _offset_of_time(self, log_id: int, time_ns: int) -> int:
@@ -405,10 +424,7 @@ class Connection:
         """Put a message into the out-buffer; the hub flushes it before the loop goes on."""
         if self.closed:
             return
-        size = self._submitted.pop(request, None)
-        if size is not None:
-            self._submitted_bytes -= size
-            self._ease()
+        self._leave(request)
         head = protocol.encode(request, control, len(payload))
         self._out.append(head)
         self._out_bytes += len(head) + len(payload)
@@ -526,7 +542,7 @@ class Connection:
 
 def _time_in(control: Control) -> model.Whence | None:
     """The time that a request names as a place, if it does."""
-    for name in ("whence", "start", "before"):
+    for name in _WHENCES:
         whence = getattr(control, name, None)
         if whence is not None and whence.kind == "time":
             assert isinstance(whence, model.Whence)

@@ -34,7 +34,7 @@ from rlog_client.errors import (
 )
 
 from . import facts, state
-from .log import Handles, LogFiles
+from .log import Handles, LogFiles, Spot
 from .policy import Policy, parse_policy
 from .segment import Extent, Place, path
 
@@ -554,16 +554,15 @@ def _look_at(desk: Desk, log: state.Log, name: str) -> Callable[[], model.Cursor
     """
     cursor = log.cursors[name]
     committed, holder, log_name, now_ns = cursor.committed, cursor.holder, log.name, desk.now_ns
-    end, position = log.end, max(cursor.committed, log.first)
+    end, start = log.end, max(cursor.committed, log.first)
     books = desk.books
-    extent = books.extent(log, position) if position < books.visible[log.id].end else None
+    extent = books.extent(log, start) if start < books.visible[log.id].end else None
     files = books.files[log.id]
     later = sum(s.bytes for s in log.segments if extent is not None and s.base > extent.base)
 
     def look() -> model.CursorInfo:
-        lag_bytes, time_ns = 0, now_ns
-        if extent is not None:
-            spot = files.find(extent, position)
+        lag_bytes, time_ns = later, now_ns
+        if extent is not None and (spot := _find(files, extent, start)) is not None:
             lag_bytes, time_ns = later + extent.length - spot.position, spot.time_ns
         return model.CursorInfo(
             log=log_name,
@@ -576,6 +575,13 @@ def _look_at(desk: Desk, log: state.Log, name: str) -> Callable[[], model.Cursor
         )
 
     return look
+
+
+def _find(files: LogFiles, extent: Extent, offset: int) -> Spot | None:
+    try:
+        return files.find(extent, offset)
+    except FileNotFoundError:
+        return None  # trimmed since
 
 
 # --- the table ------------------------------------------------------------------------------

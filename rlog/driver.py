@@ -129,10 +129,10 @@ class Driver:
         except OSError as error:
             self._fail(f"the journal cannot be written: {error}", decided)
             return None
-        self._witness_due = None  # this frame says what was synced before it
         if not decided.sync:
             self._settle(decided, synced=False)
             return None
+        self._witness_due = None  # this frame says what was synced before it, and will be synced
         self._flying = True
         return Flight(number, decided, sum(map(len, decided.frame.bodies)))
 
@@ -144,10 +144,10 @@ class Driver:
 
     def _begin_due(self) -> Flight | None:
         """A sync that some policy makes due, or an empty frame that records the last one."""
-        if self.broker.books.failed is not None:
-            return None
         now = self._clock()
         self.broker.answer_sync_waits(now)
+        if self.broker.books.failed is not None:
+            return None
         tail = self.journal.tail()
         if self.broker.sync_due is not None and self.broker.sync_due <= now:
             self._flying = True

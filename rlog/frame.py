@@ -110,6 +110,14 @@ def peek(raw: Buffer) -> tuple[int, int] | None:
     return (length, facts_bytes) if HEAD_BYTES + facts_bytes <= length else None
 
 
+def crcs(raw: Buffer, facts_bytes: int) -> tuple[int, int]:
+    """The CRC as it is stored, and as it should be, over the header and so many bytes of facts."""
+    (stored,) = _CRC.unpack_from(raw, _HEAD.size)
+    view = memoryview(raw)
+    computed = crc32c(view[HEAD_BYTES : HEAD_BYTES + facts_bytes], crc32c(view[: _HEAD.size]))
+    return stored, computed
+
+
 def parse(raw: Buffer, journal: int | None) -> Head | None:
     """The header at the beginning of ``raw`` if it and its facts are whole and of this journal,
     else None.
@@ -118,9 +126,7 @@ def parse(raw: Buffer, journal: int | None) -> Head | None:
     if claimed is None or len(raw) < HEAD_BYTES + claimed[1]:
         return None
     length, facts_bytes = claimed
-    (crc,) = _CRC.unpack_from(raw, HEAD_BYTES - _CRC.size)
-    view = memoryview(raw)
-    computed = crc32c(view[HEAD_BYTES : HEAD_BYTES + facts_bytes], crc32c(view[: _HEAD.size]))
+    crc, computed = crcs(raw, facts_bytes)
     if crc != computed:
         return None
     _magic, version, _length, _facts, previous, owner, number, synced, time_ns = _HEAD.unpack_from(

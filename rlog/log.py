@@ -287,8 +287,11 @@ class LogFiles:
                 return Damage(found.position, offset, found.end, found.reason)
         return Damage(extent.length, offset, extent.end, "no such offset in the segment")
 
-    def find(self, extent: Extent, offset: int) -> Spot:
-        """Where the batch that holds ``offset`` begins, and when it was appended. May wait."""
+    def find(self, extent: Extent, offset: int) -> Spot | None:
+        """Where the batch that holds ``offset`` begins, and when it was appended. May wait.
+
+        None: it cannot be read.
+        """
         file = self._handles.get(self.id, extent.base)
         for found in self._walk_from_index(file, extent, offset=offset):
             if isinstance(found, Damage):
@@ -296,7 +299,7 @@ class LogFiles:
                     break  # unreadable: the next sound batch is as near as one can tell
             elif found.header.end > offset:
                 return Spot(found.position, found.header.time_ns)
-        return Spot(extent.length, 0)
+        return None
 
     def find_time(self, extent: Extent, time_ns: int) -> int:
         """The first offset in ``extent`` of a batch appended at or after ``time_ns``, or its end.

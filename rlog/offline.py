@@ -20,7 +20,8 @@ from .checkpoint import Checkpoint, InvalidCheckpoint, UnknownFormat
 from .facts import Fact, InvalidFacts
 from .files import PAGE, DiskFile, Files
 from .frame import UnknownVersion
-from .journal import DIRECTORY, LocalJournal, Mark, Refused, Seen, file_names, scan
+from .journal import DIRECTORY, LocalJournal, Refused, Seen, file_names, scan
+from .recovery import follow
 from .segment import Damage, Extent, base_of, path, walk
 
 if TYPE_CHECKING:
@@ -124,8 +125,7 @@ class CheckpointFile(NamedTuple):
 def look_at_checkpoint(file: File, name: str) -> CheckpointFile:
     raw = file.read(0, file.size())
     # Its own words on its CRC, before it is believed: they are shown also when it is damaged.
-    stored = int.from_bytes(raw[8:12], "little") if len(raw) >= 12 else None
-    computed = crc32c(raw[12:]) if stored is not None else None
+    stored, computed = checkpoints.crcs(raw) or (None, None)
     try:
         return CheckpointFile(name, len(raw), stored, computed, checkpoints.decode(raw))
     except (InvalidCheckpoint, UnknownFormat) as error:
@@ -280,9 +280,7 @@ def _why(file: File, name: str, position: int, end: int) -> Stop:
         )
     if facts_bytes > _SALVAGE_MAX:
         raw = file.read(position, frame.HEAD_BYTES + facts_bytes)
-    at = frame.HEAD_BYTES - 4
-    stored = int.from_bytes(raw[at : frame.HEAD_BYTES], "little")
-    computed = crc32c(raw[frame.HEAD_BYTES :], crc32c(raw[:at]))
+    stored, computed = frame.crcs(raw, facts_bytes)
     reason = f"frame CRC is {computed:08x}, stored is {stored:08x}"
     return Stop(name, position, reason, salvage)
 
@@ -352,27 +350,6 @@ def _survey(files: Files) -> Survey:
     except Refused as error:
         return Survey(files, found, base, None, None, [], str(error))
     return Survey(files, found, base, journal, final, journal.torn)
-
-
-def follow(files: Files, base: Checkpoint, proven: int) -> tuple[LocalJournal, State]:
-    """The chain from a checkpoint on, and what it adds up to. Raises Refused."""
-    mark = Mark(base.number, base.crc)
-    journal = LocalJournal(files, base.journal, base.file_bytes, mark, proven)
-    try:
-        journal.open()
-    except UnknownVersion as error:
-        raise Refused(str(error)) from None
-    final = state.load(state.dump(base.state))
-    for number in range(base.number + 1, journal.tail() + 1):
-        entry = journal.read(number)
-        for fact in entry.facts:
-            try:
-                final.apply(fact, entry.head.time_ns)
-            except (KeyError, AssertionError, InvalidBatch) as error:
-                raise Refused(
-                    f"frame {number}: {type(fact).__name__} does not fit the state: {error!r}"
-                ) from None
-    return journal, final
 
 
 class SegmentView(NamedTuple):

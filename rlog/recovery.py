@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from rlog_client.batch import InvalidBatch
+
 from . import checkpoint as checkpoints
 from . import state
 from .checkpoint import Checkpoint, InvalidCheckpoint, UnknownFormat
@@ -57,19 +59,9 @@ def recover(files: Files, *, file_bytes: int, journal_id: int, now_ns: int) -> R
     if not whole:
         whole = [_make_new(files, file_bytes, journal_id, now_ns)]
     base = whole[-1]
-    mark = Mark(base.number, base.crc)
-    journal = LocalJournal(files, base.journal, base.file_bytes, mark, max(c.number for c in whole))
-    try:
-        journal.open()
-    except UnknownVersion as error:
-        raise Refused(str(error)) from None
-    # Twice: the first pass tells which segments there are at the end, and what a trim or a deletion
-    # has removed since is not asked for, let alone written.
-    final = state.load(state.dump(base.state))
-    for number in range(mark.number + 1, journal.tail() + 1):
-        entry = journal.read(number)
-        for fact in entry.facts:
-            final.apply(fact, entry.head.time_ns)
+    # Twice: this pass tells which segments there are at the end, and what a trim or a deletion has
+    # removed since is not asked for by the second, let alone written.
+    journal, final = follow(files, base, max(c.number for c in whole))
     for name in damaged:
         # Else it would count as one of the two that are kept, and push a whole one out.
         files.make_directory(QUARANTINE)
@@ -79,6 +71,30 @@ def recover(files: Files, *, file_bytes: int, journal_id: int, now_ns: int) -> R
     for report in reports:
         logger.warning("%s", report)
     return Recovered(final, journal, logs.handles, logs.logs, [c.number for c in whole], reports)
+
+
+def follow(files: Files, base: Checkpoint, proven: int) -> tuple[LocalJournal, State]:
+    """The chain from a checkpoint on, and what it adds up to.
+
+    ``proven``: the highest number that a whole checkpoint names. Raises Refused.
+    """
+    mark = Mark(base.number, base.crc)
+    journal = LocalJournal(files, base.journal, base.file_bytes, mark, proven)
+    try:
+        journal.open()
+    except UnknownVersion as error:
+        raise Refused(str(error)) from None
+    final = state.load(state.dump(base.state))
+    for number in range(base.number + 1, journal.tail() + 1):
+        entry = journal.read(number)
+        for fact in entry.facts:
+            try:
+                final.apply(fact, entry.head.time_ns)
+            except (KeyError, AssertionError, InvalidBatch) as error:
+                raise Refused(
+                    f"frame {number}: {type(fact).__name__} does not fit the state: {error!r}"
+                ) from None
+    return journal, final
 
 
 def _load_checkpoints(files: Files, reports: list[str]) -> tuple[list[Checkpoint], list[str]]:

@@ -113,6 +113,8 @@ class Server:
         self._stop = trio.Event()
         self._stopping = False
         self._drained = trio.Event()  # everything that was asked before the stop is answered
+        # Of its own, so that looks at the disk for clients cannot keep a checkpoint waiting.
+        self._upkeep_thread = trio.CapacityLimiter(1)
         self._upkeep = False  # a checkpoint or a spare file is being made in a thread
         self._sync_average = 0.0
         self._slow_until = 0.0
@@ -293,7 +295,7 @@ class Server:
     async def _run_upkeep(
         self, job: Callable[[], bool], done: Callable[[bool | OSError], None]
     ) -> None:
-        done(await trio.to_thread.run_sync(attempt, job))
+        done(await trio.to_thread.run_sync(attempt, job, limiter=self._upkeep_thread))
         self._upkeep = False
         self.wake()
 

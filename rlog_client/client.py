@@ -107,8 +107,7 @@ class Client:
         failure: RlogError | None = None
         for each in list(self._made):
             try:
-                if self._transport.session.lost is None:
-                    each.close()
+                each.close()
             except RlogError as error:
                 failure = failure or error
         self._transport.close()

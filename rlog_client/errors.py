@@ -190,9 +190,9 @@ class Overloaded(RlogError):
 
 
 class OutcomeUnknown(RlogError):
-    """The append may or may not be in the log: its answer was lost.
+    """It may have been done or not: the answer was lost, or the server's disk failed.
 
-    ``producer`` and ``sequence`` name it.
+    ``producer`` and ``sequence`` name the batch of an append; they are 0 for other requests.
     """
 
     code = 20

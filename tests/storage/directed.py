@@ -180,12 +180,8 @@ def foreign() -> str:
         server.batch(name, b"%08d %s" % (2, name.encode()))
         trees.append((server, disk.crash(NOTHING)))
     (mine, disk), (_, other) = trees
-    highest = (
-        f"journal/{int(disk.names('journal')[-1]) + 1:010}"
-        if (disk.names("journal")[-1].isdecimal())
-        else "journal/0000000009"
-    )
-    disk.create(highest).write(0, [other.contents("journal/0000000001")])
+    later = f"journal/{99:010}"
+    disk.create(later).write(0, [other.contents("journal/0000000001")])
     if wrong := mine.history.check(Server(disk).view(), power_cut=True):
         return wrong[0]
     return ""
