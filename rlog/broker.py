@@ -28,7 +28,17 @@ from rlog_client.errors import (
 )
 
 from . import facts
-from .decisions import DECISIONS, Answer, Books, Desk, Layout, Make, Visible, Waiting
+from .decisions import (
+    DECISIONS,
+    FACT_BYTES_MAX,
+    Answer,
+    Books,
+    Desk,
+    Layout,
+    Make,
+    Visible,
+    Waiting,
+)
 from .frame import Frame
 
 if TYPE_CHECKING:
@@ -118,7 +128,9 @@ class Broker:
         frame = None
         if desk.facts:
             bodies = [layout.body for layout in desk.layouts]
-            frame = Frame(now_ns, facts.encode(desk.facts), bodies)
+            encoded = facts.encode(desk.facts)
+            assert len(encoded) <= FACT_BYTES_MAX * len(desk.facts), "the frame's size is promised"
+            frame = Frame(now_ns, encoded, bodies)
         return Decided(frame, desk.sync, desk.delay_seconds, replies, desk.layouts, desk.effects)
 
     # --- effects ------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ from .subscription import Subscription
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Awaitable, Callable
 
     from .broker import Broker
     from .log import Chunk
@@ -66,14 +67,10 @@ class Hub(Protocol):
     def ready(self, connection: Connection) -> None:
         """The connection has something to send; it is flushed before the loop goes on."""
 
-    def drain(self, connection: Connection) -> None:
-        """Run ``connection.drain()`` as a task."""
-
-    def look(self, connection: Connection, request: int, look: Look) -> None:
-        """Run ``connection.look(...)`` as a task."""
-
-    def resolve(self, connection: Connection, message: Message, whence: model.Whence) -> None:
-        """Run ``connection.resolve_time(...)`` as a task."""
+    def start(
+        self, connection: Connection, task: Callable[..., Awaitable[None]], *args: object
+    ) -> None:
+        """Run a task of the connection's."""
 
     def subscribe(self, log: int, connection: Connection) -> None:
         """Tell the connection when there is more to see in ``log``."""
@@ -227,7 +224,7 @@ class Connection:
                 self._append(message, control)
             elif (whence := _time_in(control)) is not None:
                 self._enter(message.request, LOOK_WEIGHT)
-                self._hub.resolve(self, message, whence)
+                self._hub.start(self, self._resolve_time, message, whence)
             elif type(control) in DECISIONS or isinstance(control, protocol.WaitSynced):
                 self._submit(
                     Waiting(self, message.request, control),
@@ -294,7 +291,7 @@ class Connection:
         end = self._books.visible[log_id].end
         return protocol.Place(resolve(log, whence, end), log.first, end)
 
-    async def resolve_time(self, message: Message, whence: model.Whence) -> None:
+    async def _resolve_time(self, message: Message, whence: model.Whence) -> None:
         """Replace a time by the offset that it means, which takes a look at the disk, and go on."""
         control = message.control
         try:
@@ -475,9 +472,9 @@ class Connection:
     def _start_draining(self) -> None:
         if not self._draining and not self.closed:
             self._draining = True
-            self._hub.drain(self)
+            self._hub.start(self, self._drain)
 
-    async def drain(self) -> None:
+    async def _drain(self) -> None:
         """Send and push until there is nothing left that has to wait."""
         try:
             while not self.closed:
@@ -498,7 +495,7 @@ class Connection:
             if self._drained is not None:
                 self._drained.set()
 
-    async def look(self, request: int, look: Look) -> None:
+    async def _look(self, request: int, look: Look) -> None:
         """Answer with what has to be looked up on the disk."""
         try:
             answer = await trio.to_thread.run_sync(look)
@@ -511,7 +508,7 @@ class Connection:
     # --- as the broker's peer -----------------------------------------------------------------
 
     def answer_later(self, request: int, look: Look) -> None:
-        self._hub.look(self, request, look)
+        self._hub.start(self, self._look, request, look)
 
     def granted(self, key: tuple[int, str], grant: Grant) -> None:
         self.grants[key] = grant

@@ -1,11 +1,11 @@
-"""Decisions: one function per request.
-
-It reads the state, refuses, or adds facts; it answers nobody.
+"""Decisions: one function per request. It reads the state, then refuses or adds facts.
 
 A function here runs once, in the order of arrival, against the state as it will be when the frame
-under decision is durable. Up to its first fact it may raise any RlogError and has then done
-nothing;
-what must wait for the frame's sync goes to ``desk.effects``; what it returns makes the answer.
+under decision is durable. It answers nobody: what it returns makes the answer, and what must wait
+for the frame's sync goes to ``desk.effects``. Up to its first fact it may raise any RlogError and
+has
+then done nothing that lasts. Space is reserved here, before the first fact, so that a full disk is
+met by the one request that it concerns and by nothing behind it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 _LOG_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 ROLL_MIN: Final = 4096
 ROLL_MAX: Final = 1 << 40
-_FACT_BYTES_MAX: Final = 1024  # what a request adds to a frame beside a body, at most
+FACT_BYTES_MAX: Final = 1024  # what a request adds to a frame beside a body, at most
 
 Buffer = bytes | bytearray | memoryview
 
@@ -139,7 +139,6 @@ class Books:
         self.synced_end: dict[int, int] = {}
         self.holders: dict[tuple[int, str], Peer] = {}
         self.raised: set[int] = set()  # logs in which there is more to see; the server empties it
-        self._policies: dict[str, Policy] = {}
         for log in recovered.logs.values():
             self.begin(log)
 
@@ -150,12 +149,7 @@ class Books:
         self.synced_end[log.id] = log.end
 
     def policy_of(self, log: state.Log) -> Policy:
-        text = log.options.sync
-        if text is None:
-            return self.policy
-        if text not in self._policies:
-            self._policies[text] = parse_policy(text)
-        return self._policies[text]
+        return self.policy if log.options.sync is None else parse_policy(log.options.sync)
 
     def end_grant(self, key: tuple[int, str]) -> None:
         """Tell a holder that its claim is over, and forget it."""
@@ -189,7 +183,7 @@ class Desk:
 
     def takes(self, waiting: Waiting, bytes_goal: int) -> bool:
         """One more request fits; a first one always does."""
-        size = len(waiting.body) + _FACT_BYTES_MAX
+        size = len(waiting.body) + FACT_BYTES_MAX
         if self._bytes and self._bytes + size > bytes_goal:
             return False
         self._bytes += size

@@ -1,7 +1,9 @@
 """The journal: the server's one durable sequence of frames. The second of the two seams.
 
-``Journal`` is the protocol of six calls; ``LocalJournal`` keeps it in local files. Nothing above
-may assume that it is local.
+``Journal`` is the protocol of six calls that a replicated engine will have to offer.
+``LocalJournal``
+keeps the journal in local files; what the driver asks of it besides (``room``, ``spare``,
+``prepare``, ``files_above``) is their upkeep. The broker sees neither.
 
 Files of one size, named by rising numbers, hold frames one behind the other (``frame`` draws them).
 A file is zeroed throughout and synced before it gets its number, and a file is synced before the
@@ -474,3 +476,7 @@ class LocalJournal:
 def batch_bytes_max(frame_bytes_max: int) -> int:
     """The largest batch that fits into a frame of so many bytes."""
     return frame_bytes_max - FRAME_OVERHEAD - HEADER_BYTES
+
+
+if TYPE_CHECKING:
+    _conforms: type[Journal] = LocalJournal

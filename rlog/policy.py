@@ -7,6 +7,7 @@ with what else is synced.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from typing import Final
@@ -38,6 +39,7 @@ class Policy(Struct, frozen=True):
         return not self.at_once and self.delay_seconds is None
 
 
+@functools.lru_cache(maxsize=256)  # asked for every append
 def parse_policy(text: str) -> Policy:
     """Raises InvalidRequest."""
     kind, _, amount = text.partition(":") if len(text) <= _TEXT_MAX else ("", "", "")

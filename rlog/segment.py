@@ -1,9 +1,12 @@
 """One segment: batches one behind the other, exactly as their producers made them, and nothing
 else.
 
-A walk is how all of rlog reads a segment: headers are checked one after the other, each must be
-the next offset of this log, and where one is not, the walk says from which offset to which the
-records are lost and goes on behind them. It is pure: it sees bytes through a function.
+A walk checks headers one after the other: each must be the next offset of this log, and where one
+is
+not, the walk says from which offset to which the records are lost and goes on behind them. (Readers
+that are served find whole batches by the same rules in ``log``, and walk where those are broken.)
+It
+is pure: it sees bytes through a function.
 """
 
 from __future__ import annotations

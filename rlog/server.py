@@ -24,10 +24,6 @@ from .journal import LocalJournal, Outcome
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from rlog_client import model
-    from rlog_client.protocol import Message
-
-    from .decisions import Look
 
 logger = logging.getLogger("rlog.server")
 
@@ -124,15 +120,6 @@ class Server:
     def ready(self, connection: Connection) -> None:
         self._ready.add(connection)
 
-    def drain(self, connection: Connection) -> None:
-        self._start(connection, connection.drain)
-
-    def look(self, connection: Connection, request: int, look: Look) -> None:
-        self._start(connection, connection.look, request, look)
-
-    def resolve(self, connection: Connection, message: Message, whence: model.Whence) -> None:
-        self._start(connection, connection.resolve_time, message, whence)
-
     def subscribe(self, log: int, connection: Connection) -> None:
         self._readers.setdefault(log, set()).add(connection)
 
@@ -142,7 +129,7 @@ class Server:
         if not readers:
             self._readers.pop(log, None)
 
-    def _start(
+    def start(
         self, connection: Connection, task: Callable[..., Awaitable[None]], *args: object
     ) -> None:
         assert self._nursery is not None

@@ -104,6 +104,8 @@ class Client:
 
     def close(self) -> None:
         """Close what was made from this client, flush its producers, and end the connection."""
+        if self._transport.closed:
+            return  # before, or by a fork: it is the parent's
         failure: RlogError | None = None
         for each in list(self._made):
             try:

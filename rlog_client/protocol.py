@@ -294,7 +294,7 @@ class Listing(Control):
 
 
 class Appended(Control):
-    """``level``: see Receipt; True is synced."""
+    """``synced``: durable when this was sent; see Receipt."""
 
     kind: ClassVar[int] = 69
     first: int

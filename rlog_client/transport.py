@@ -223,6 +223,11 @@ class Transport:
         with contextlib.suppress(OSError):
             self._waker.send(b"\0")
 
+    @property
+    def closed(self) -> bool:
+        """Closed, or left behind in the child of a fork."""
+        return bool(self._closed)
+
     def check(self) -> None:
         """RuntimeError for a use that cannot be right."""
         if self._closed:

@@ -9,8 +9,8 @@ trial of its own:
 - *Checkpoints are read from the cache.* A checkpoint gets its name behind a sync that succeeded, so
   one that can be found is on the disk; after a sync that failed it has no name. (For the journal,
   which is named before it is written, the cache does matter: the harness of failing calls.)
-- *A frame of a recycled file is accepted.* Its number is at or below the older checkpoint's, and the
-  chain takes only the next number that names the CRC before it: two rules, either of which is
+- *A frame of a recycled file is accepted.* Its number is at or below the older checkpoint's, and
+  the chain takes only the next number that names the CRC before it: two rules, either of which is
   enough, so only both together are switched off as one mutant. What a file's first page decides
   (whether the files before it matter) is the mutant of the page that is not zeroed.
 - *Going on in the old file after a start* loses no record while the chain and the zero page stand:

@@ -302,9 +302,8 @@ MUTANTS = (
         (
             Edit(
                 f"{JOURNAL}.wait",
-                '        logger.exception("sync of %s failed: nothing more will be written", self._name)\n'
-                "        return Outcome.UNKNOWN\n",
-                "        self._sync()\n",
+                "self._name)\n        return Outcome.UNKNOWN\n",
+                "self._name)\n        self._sync()\n",
             ),
         ),
     ),

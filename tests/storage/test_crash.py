@@ -10,8 +10,8 @@ import pytest
 from tests.storage.explore import Depth, Explorer, Workload
 from tests.storage.workloads import beside, everything, later, periodic
 
-CI = Depth(enumerate_max=5, samples=40, nested=170, continued=170, rotten=7, lives=3)
-LONG = Depth(enumerate_max=10, samples=1000, nested=200, continued=200, rotten=5, lives=4)
+CI = Depth(enumerate_max=4, samples=18, nested=170, continued=170, rotten=7, lives=3)
+LONG = Depth(enumerate_max=8, samples=300, nested=2000, continued=1500, rotten=25, lives=4)
 
 
 def explored(workload: Workload, depth: Depth, capsys: pytest.CaptureFixture[str]) -> Explorer:

@@ -1,0 +1,485 @@
+"""The broker: what is decided together, when it is answered, and who may see it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from rlog.decisions import Waiting
+from rlog_client import batch, errors, model, protocol
+from tests.storage.server import ROLL, Asker, Server
+from tests.storage.simdisk import PAGE, Choice, Failure, Fill, SimDisk
+
+if TYPE_CHECKING:
+    from rlog_client.protocol import Control
+
+TOKEN = b"0123456789abcdef"
+NOTHING = Choice(0, Fill.OLD, 1)
+
+
+def serving(*logs: str, pages: int = 64) -> Server:
+    """A server with a log for each policy named, called by its first letter."""
+    server = Server(SimDisk(), file_bytes=pages * PAGE)
+    for policy in logs:
+        server.create(policy[0], sync=policy, file_roll_size=16 * ROLL)
+    return server
+
+
+def produced(size: int = 10) -> bytes:
+    return bytes(batch.encode([bytes(size)]))
+
+
+def ask(server: Server, control: Control, peer: Asker | None = None, size: int = 10) -> int:
+    """Undecided until ``pump``."""
+    peer = peer or server.peer
+    raw = produced(size) if isinstance(control, protocol.Append) else b""
+    request = peer.begin(lambda _control: None)
+    head, body = raw[: batch.HEADER_BYTES], raw[batch.HEADER_BYTES :]
+    server.driver.broker.submit(Waiting(peer, request, control, head, body))
+    return request
+
+
+def together(server: Server, *controls: Control, size: int = 10) -> list[Any]:
+    """What is answered to requests that are decided in one go."""
+    requests = [ask(server, control, size=size) for control in controls]
+    server.pump()
+    return [server.peer.answers.get(request) for request in requests]
+
+
+def frames(server: Server) -> int:
+    return server.driver.journal.tail()
+
+
+def syncs(server: Server) -> int:
+    return server.disk.calls["sync"]
+
+
+def code(answer: Any) -> int:
+    assert isinstance(answer, protocol.Error), answer
+    return answer.code
+
+
+def ends(server: Server, log: str) -> tuple[int, int, int]:
+    """(end, visible end, synced end)"""
+    books, number = server.driver.broker.books, server.ids[log]
+    return books.state.logs[number].end, books.visible[number].end, books.synced_end[number]
+
+
+# --- answers by policy, and what is visible --------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("policy", "synced", "after"),
+    [
+        ("always", True, (1, 1, 1)),
+        ("periodic:1s", False, (1, 0, 0)),
+        ("bytes:64KiB", False, (1, 0, 0)),
+        ("never", False, (1, 1, 0)),
+    ],
+)
+def test_an_append_is_answered_and_seen_as_its_logs_policy_says(
+    policy: str, synced: bool, after: tuple[int, int, int]
+) -> None:
+    server = serving(policy)
+    before = syncs(server)
+    [answer] = together(server, protocol.Append(1))
+    assert isinstance(answer, protocol.Appended)
+    assert answer.synced is synced
+    assert ends(server, policy[0]) == after
+    assert syncs(server) - before == synced
+
+
+def test_a_frame_is_synced_at_once_if_anything_in_it_asks_and_then_all_of_it_is() -> None:
+    server = serving("never", "always", "periodic:1s")
+    before = frames(server), syncs(server)
+    answers = together(server, protocol.Append(1), protocol.Append(2), protocol.Append(3))
+    assert [answer.synced for answer in answers] == [True, True, True]
+    assert (frames(server), syncs(server)) == (before[0] + 1, before[1] + 1)
+    assert [ends(server, log) for log in "nap"] == [(1, 1, 1)] * 3
+    assert server.driver.broker.sync_due is None
+
+
+def test_a_sync_covers_the_frames_before_it() -> None:
+    server = serving("never", "periodic:1s", "always")
+    together(server, protocol.Append(1))
+    together(server, protocol.Append(2))
+    assert ends(server, "n") == (1, 1, 0)
+    assert ends(server, "p") == (1, 0, 0)
+    together(server, protocol.Append(3))
+    assert ends(server, "n") == (1, 1, 1)
+    assert ends(server, "p") == (1, 1, 1)
+    assert server.driver.broker.books.raised == {1, 2, 3}
+
+
+def test_nothing_is_answered_or_seen_before_the_sync() -> None:
+    server = serving("always")
+    request = ask(server, protocol.Append(1))
+    flight = server.driver.begin()
+    assert flight is not None
+    assert request not in server.peer.answers
+    assert ends(server, "a") == (1, 0, 0)
+    server.driver.finish(flight, server.driver.journal.wait(flight.number))
+    assert server.peer.answers[request].synced  # type: ignore[attr-defined]
+    assert ends(server, "a") == (1, 1, 1)
+
+
+@pytest.mark.parametrize("policy", ["never", "periodic:1s"])
+def test_what_governs_a_log_is_synced_whatever_its_policy(policy: str) -> None:
+    server = serving("always")
+    controls: list[Control] = [
+        protocol.OpenLog("x", True, {"sync": policy, "file_roll_size": ROLL}),
+        protocol.AlterLog(2, {"file_roll_size": 2 * ROLL}),
+        protocol.Claim(2, "c", model.OLDEST, TOKEN),
+        protocol.SeekCursor(2, "c", model.LATEST, 1),
+        protocol.Release(2, "c"),
+        protocol.DeleteCursor(2, "c"),
+        protocol.DeleteLog(2),
+    ]
+    for control in controls:
+        before = syncs(server), frames(server)
+        [answer] = together(server, control)
+        assert not isinstance(answer, protocol.Error), answer
+        assert (syncs(server), frames(server)) == (before[0] + 1, before[1] + 1)
+
+
+@pytest.mark.parametrize(("policy", "synced"), [("always", True), ("never", False)])
+def test_a_commit_follows_its_logs_policy(policy: str, synced: bool) -> None:
+    server = serving(policy)
+    together(server, protocol.Append(1), protocol.Claim(1, "c", model.OLDEST, TOKEN))
+    server.peer.grants[1, "c"].delivered = 1
+    before = syncs(server)
+    [answer] = together(server, protocol.CommitCursor(1, "c", 1, 1))
+    assert answer == protocol.Committed(synced)
+    assert syncs(server) - before == synced
+    # Once more, and below: no frame has to carry it.
+    before_frames = frames(server)
+    assert together(server, protocol.CommitCursor(1, "c", 1, 1)) == [protocol.Committed(False)]
+    assert frames(server) == before_frames
+
+
+def test_what_is_refused_or_only_looked_at_needs_no_frame() -> None:
+    server = serving("always")
+    before = frames(server)
+    answers = together(
+        server,
+        protocol.Append(9),
+        protocol.Append(1, 5),
+        protocol.OpenLog("nowhere"),
+        protocol.GetLog(1),
+        protocol.ListLogs(),
+        protocol.ListSegments(1),
+    )
+    assert [code(a) for a in answers[:3]] == [
+        errors.NotFound.code,
+        errors.Conflict.code,
+        errors.NotFound.code,
+    ]
+    assert isinstance(answers[3], protocol.LogReply)
+    assert isinstance(answers[4], protocol.Listing)
+    assert frames(server) == before
+
+
+# --- one frame, one moment -------------------------------------------------------------------------
+
+
+def test_a_frame_closes_at_its_goal_and_the_rest_goes_into_the_next() -> None:
+    server = serving("always", pages=6)  # half of which is the goal
+    before = frames(server)
+    answers = together(server, *[protocol.Append(1)] * 5, size=5000)
+    assert [answer.first for answer in answers] == [0, 1, 2, 3, 4]
+    assert frames(server) == before + 5 // 2 + 1
+
+
+def test_neighbours_in_a_segment_are_one_write() -> None:
+    server = serving("always")
+    together(server, protocol.Append(1))
+    before = server.disk.calls["write"]
+    together(server, *[protocol.Append(1)] * 4)
+    assert server.disk.calls["write"] == before + 2  # the frame, the segment
+
+
+def test_of_two_that_expect_the_same_end_in_one_frame_one_is_refused() -> None:
+    server = serving("always")
+    first, second, third = together(
+        server, protocol.Append(1, 0), protocol.Append(1, 0), protocol.Append(1, 1)
+    )
+    assert (first.first, third.first) == (0, 1)
+    assert code(second) == errors.Conflict.code
+    assert second.details["end"] == 1
+
+
+def test_of_two_claims_in_one_frame_the_first_holds() -> None:
+    server = serving("always")
+    claim = protocol.Claim(1, "c", model.OLDEST, TOKEN)
+    other = Asker("other:1")
+    mine, theirs = ask(server, claim), ask(server, claim, other)
+    server.pump()
+    assert server.peer.answers[mine] == protocol.Claimed(1, 0)
+    assert code(other.answers[theirs]) == errors.Busy.code
+    assert not other.grants
+
+
+def test_a_claim_is_granted_only_when_it_is_durable() -> None:
+    server = serving("never")
+    ask(server, protocol.Claim(1, "c", model.OLDEST, TOKEN))
+    flight = server.driver.begin()
+    assert flight is not None
+    assert not server.peer.grants
+    server.driver.finish(flight, server.driver.journal.wait(flight.number))
+    assert server.peer.grants[1, "c"].epoch == 1
+
+
+def test_in_one_frame_a_commit_before_the_release_counts_and_one_behind_it_is_fenced() -> None:
+    server = serving("always")
+    together(server, *[protocol.Append(1)] * 3, protocol.Claim(1, "c", model.OLDEST, TOKEN))
+    server.peer.grants[1, "c"].delivered = 3
+    other = Asker("other:1")
+    before = frames(server)
+    commit, release, late = (
+        ask(server, control)
+        for control in (
+            protocol.CommitCursor(1, "c", 1, 2),
+            protocol.Release(1, "c"),
+            protocol.CommitCursor(1, "c", 1, 3),
+        )
+    )
+    taken = ask(server, protocol.Claim(1, "c", model.OLDEST, TOKEN), other)
+    server.pump()
+    assert frames(server) == before + 1
+    assert server.peer.answers[commit] == protocol.Committed(True)
+    assert server.peer.answers[release] == protocol.Done()
+    assert code(server.peer.answers[late]) == errors.Fenced.code
+    assert other.answers[taken] == protocol.Claimed(2, 2)
+    assert server.driver.broker.books.holders[1, "c"] is other
+    again = Server(server.disk.crash(NOTHING))
+    assert again.driver.broker.books.state.logs[1].cursors["c"].committed == 2
+
+
+def test_in_one_frame_what_stands_behind_a_seek_under_the_old_epoch_is_fenced() -> None:
+    server = serving("always")
+    together(server, *[protocol.Append(1)] * 3, protocol.Claim(1, "c", model.OLDEST, TOKEN))
+    server.peer.grants[1, "c"].delivered = 3
+    moved, old, unsent = together(
+        server,
+        protocol.SeekCursor(1, "c", model.offset(1), 1),
+        protocol.CommitCursor(1, "c", 1, 3),
+        protocol.CommitCursor(1, "c", 2, 3),
+    )
+    assert moved == protocol.Moved(0, 1, 2)
+    assert code(old) == errors.Fenced.code
+    assert code(unsent) == errors.InvalidRequest.code
+    assert server.driver.broker.books.state.logs[1].cursors["c"].committed == 1
+
+
+def test_a_seek_from_outside_needs_force_and_ends_the_grant_when_it_is_durable() -> None:
+    server = serving("always")
+    together(server, protocol.Append(1), protocol.Claim(1, "c", model.OLDEST, TOKEN))
+    holder, other = server.peer, Asker("other:1")
+    server.peer = other
+    [busy] = together(server, protocol.SeekCursor(1, "c", model.LATEST))
+    assert code(busy) == errors.Busy.code
+    request = ask(server, protocol.SeekCursor(1, "c", model.LATEST, None, True))
+    flight = server.driver.begin()
+    assert flight is not None
+    assert holder.lost_claims == []
+    server.driver.finish(flight, server.driver.journal.wait(flight.number))
+    assert other.answers[request] == protocol.Moved(0, 1, 2)
+    assert holder.lost_claims == [(1, "c", 1)]
+    assert (1, "c") not in holder.grants
+    # Now that nobody holds it, no force is needed.
+    assert together(server, protocol.SeekCursor(1, "c", model.OLDEST)) == [protocol.Moved(1, 0, 3)]
+
+
+def test_a_log_that_is_deleted_in_the_same_frame_takes_its_appends_along() -> None:
+    server = serving("never")
+    together(server, protocol.Claim(1, "c", model.OLDEST, TOKEN))
+    appended, deleted, late, again = together(
+        server,
+        protocol.Append(1),
+        protocol.DeleteLog(1),
+        protocol.Append(1),
+        protocol.OpenLog("n", True, {"file_roll_size": ROLL}),
+    )
+    assert isinstance(appended, protocol.Appended)
+    assert deleted == protocol.Done()
+    assert code(late) == errors.NotFound.code
+    assert again.info.id == 2
+    assert server.peer.lost_claims == [(1, "c", 1)]
+    assert server.disk.names("logs") == ["2"]
+    left = server.disk.crash(NOTHING)
+    assert list(Server(left).driver.broker.books.state.logs) == [2]
+
+
+def test_a_cursor_is_forgotten_only_when_nobody_holds_it() -> None:
+    server = serving("always")
+    together(server, protocol.Claim(1, "c", model.OLDEST, TOKEN))
+    assert code(together(server, protocol.DeleteCursor(1, "c"))[0]) == errors.Busy.code
+    release, gone, look = together(
+        server,
+        protocol.Release(1, "c"),
+        protocol.DeleteCursor(1, "c"),
+        protocol.GetCursor(1, "c"),
+    )
+    assert release == gone == protocol.Done()
+    assert code(look) == errors.NotFound.code
+
+
+def test_a_cursors_lag_is_looked_up_as_of_its_moment() -> None:
+    server = serving("always")
+    together(server, *[protocol.Append(1)] * 3, protocol.Claim(1, "c", model.OLDEST, TOKEN))
+    server.sleep(10)
+    [reply] = together(server, protocol.GetCursor(1, "c"))
+    size = len(produced())
+    assert (reply.info.lag_records, reply.info.lag_bytes) == (3, 3 * size)
+    assert reply.info.lag_seconds >= 10
+    assert [member.name for member in reply.info.members] == ["test:1"]
+    server.peer.grants[1, "c"].delivered = 3
+    together(server, protocol.CommitCursor(1, "c", 1, 3))
+    [reply] = together(server, protocol.GetCursor(1, "c"))
+    assert (reply.info.lag_records, reply.info.lag_bytes, reply.info.lag_seconds) == (0, 0, 0)
+    [listing] = together(server, protocol.ListCursors(1))
+    assert isinstance(listing, protocol.Listing)
+
+
+@pytest.mark.parametrize(
+    ("whence", "offset"),
+    [
+        (model.OLDEST, 0),
+        (model.LATEST, 3),
+        (model.last(2), 1),
+        (model.last(9), 0),
+        (model.offset(2), 2),
+        (model.offset(3), 3),
+    ],
+)
+def test_a_new_cursor_stands_where_its_first_claim_says(whence: model.Whence, offset: int) -> None:
+    server = serving("always")
+    together(server, *[protocol.Append(1)] * 3)
+    claim = protocol.Claim(1, "c", whence, TOKEN)
+    assert together(server, claim) == [protocol.Claimed(1, offset)]
+
+
+@pytest.mark.parametrize(
+    ("control", "error"),
+    [
+        (protocol.Claim(1, "c", model.offset(4), TOKEN), errors.OffsetOutOfRange),
+        (protocol.Claim(1, "@mine", model.OLDEST, TOKEN), errors.InvalidRequest),
+        (protocol.Claim(1, "c", model.OLDEST, b""), errors.InvalidRequest),
+        (protocol.Claim(1, "c", model.Whence("tomorrow", 0), TOKEN), errors.InvalidRequest),
+        (protocol.CommitCursor(1, "c", 1, 1), errors.NotFound),
+        (protocol.OpenLog("A", True), errors.InvalidRequest),
+        (protocol.OpenLog("b", True, {"sync": "sometimes"}), errors.InvalidRequest),
+        (protocol.OpenLog("b", True, {"file_roll_size": 1}), errors.InvalidRequest),
+        (protocol.OpenLog("b", True, {"colour": 1}), errors.InvalidRequest),
+        (protocol.OpenLog("a", True, {"sync": "never"}), errors.AlreadyExists),
+        (protocol.TrimLog(1, model.offset(9)), errors.OffsetOutOfRange),
+        (protocol.AlterLog(7, {}), errors.NotFound),
+    ],
+)
+def test_what_cannot_be_is_refused_and_changes_nothing(
+    control: Control, error: type[errors.RlogError]
+) -> None:
+    server = serving("always")
+    together(server, *[protocol.Append(1)] * 3)
+    before, tree = frames(server), server.disk.tree()
+    assert code(together(server, control)[0]) == error.code
+    assert frames(server) == before
+    assert server.disk.tree() == tree
+
+
+def test_the_logs_own_cursor_is_under_the_same_rules() -> None:
+    server = serving("always")
+    claim = protocol.Claim(1, model.GLOBAL_ID, model.OLDEST, TOKEN)
+    first, second = together(server, claim, claim)
+    assert first == protocol.Claimed(1, 0)
+    assert code(second) == errors.Busy.code
+
+
+# --- who waits for a sync --------------------------------------------------------------------------
+
+
+def test_who_waits_for_a_sync_makes_one_due_and_is_answered_by_it() -> None:
+    server = serving("never")
+    together(server, protocol.Append(1))
+    before = syncs(server)
+    request = ask(server, protocol.WaitSynced(1, 1))
+    assert server.driver.broker.sync_wanted
+    assert request not in server.peer.answers
+    server.pump()
+    assert server.peer.answers[request] == protocol.Done()
+    assert syncs(server) == before + 1
+    assert not server.driver.broker.sync_wanted
+    # It is there now: no sync is needed.
+    assert together(server, protocol.WaitSynced(1, 1)) == [protocol.Done()]
+    assert syncs(server) == before + 1
+
+
+def test_who_waits_for_what_cannot_come_is_told_so() -> None:
+    server = serving("never")
+    beyond, gone = together(server, protocol.WaitSynced(1, 1), protocol.WaitSynced(5, 0))
+    assert code(beyond) == errors.OffsetOutOfRange.code
+    assert code(gone) == errors.NotFound.code
+
+
+# --- failure ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", Failure)
+def test_when_the_sync_fails_what_was_under_way_is_unknown_and_the_rest_refused(
+    mode: Failure,
+) -> None:
+    server = serving("always", "never")
+    together(server, protocol.Append(1), protocol.Append(2))
+    together(server, protocol.Append(2))
+    server.disk.failure = mode
+    server.disk.fail("sync", server.disk.calls["sync"] + 1)
+    append, claim, wait = (
+        ask(server, control)
+        for control in (
+            protocol.Append(1),
+            protocol.Claim(1, "c", model.OLDEST, TOKEN),
+            protocol.WaitSynced(2, 2),
+        )
+    )
+    flight = server.driver.begin()
+    assert flight is not None
+    late = ask(server, protocol.Append(1))
+    server.driver.finish(flight, server.driver.journal.wait(flight.number))
+    server.pump()
+    answers = server.peer.answers
+    assert code(answers[append]) == errors.OutcomeUnknown.code
+    header = batch.parse_header(produced())
+    error = answers[append]
+    assert isinstance(error, protocol.Error)
+    assert error.details["producer"] == header.producer
+    assert error.details["sequence"] == header.sequence
+    assert code(answers[claim]) == errors.OutcomeUnknown.code
+    assert code(answers[wait]) == errors.StorageFailed.code
+    assert code(answers[late]) == errors.StorageFailed.code
+    assert not server.peer.grants
+    # What is durable is read on; everything that writes is refused.
+    before = syncs(server)
+    assert isinstance(together(server, protocol.GetLog(1))[0], protocol.LogReply)
+    for control in (
+        protocol.Append(2),
+        protocol.OpenLog("x", True),
+        protocol.AlterLog(1, {}),
+        protocol.TrimLog(1, model.LATEST),
+        protocol.DeleteLog(1),
+        protocol.Claim(1, "d", model.OLDEST, TOKEN),
+        protocol.Release(1, "d"),
+        protocol.SeekCursor(1, "d", model.OLDEST),
+        protocol.DeleteCursor(1, "d"),
+        protocol.CommitCursor(1, "d", 1, 1),
+    ):
+        assert code(together(server, control)[0]) == errors.StorageFailed.code
+    assert syncs(server) == before
+    assert ends(server, "a")[1:] == (1, 1)
+
+
+def test_the_first_reason_stays() -> None:
+    server = serving("always")
+    server.driver.broker.fail("one", None)
+    server.driver.broker.fail("two", None)
+    assert server.failed == "one"
