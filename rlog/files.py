@@ -226,10 +226,6 @@ class Lock:
         os.close(self._fd)
 
 
-def is_directory(path: str) -> bool:
-    return os.path.isdir(path)
-
-
 def remove_socket(path: str) -> None:
     """Remove a Unix socket that a dead server left behind."""
     with contextlib.suppress(FileNotFoundError):

@@ -48,7 +48,7 @@ class Subscription:
     """One reader's place in one log. ``id``: of the Subscribe, under which it is told everything.
 
     ``consumer`` and ``grant``: the claim whose deliveries these are, if it is a consumer's.
-    ``lent``: a loan is open. ``ended``: nothing more will come.
+    ``ended``: nothing more will come.
     """
 
     __slots__ = (
@@ -85,10 +85,6 @@ class Subscription:
         self._loan: int | None = None  # the request id of the open Credit,
         self._left = 0  # what is left of it, in bytes,
         self._sent = False  # and whether anything came of it
-
-    @property
-    def lent(self) -> bool:
-        return self._loan is not None
 
     def lend(self, request: int, size: int) -> None:
         """A Credit: it ends the open loan, and opens one of ``size`` bytes."""

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 from struct import Struct as Layout
-from typing import Any, ClassVar, Final, NamedTuple, TypeVar
+from typing import Any, ClassVar, Final, NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -389,7 +389,6 @@ class SegmentInfo(Struct, frozen=True):
     file: str
 
 
-ControlT = TypeVar("ControlT", bound=Control)
 REQUESTS: Final = (
     Hello, Ping, OpenLog, ListLogs, GetLog, AlterLog, TrimLog, DeleteLog, Append, Resolve,
     Subscribe,
@@ -455,15 +454,12 @@ class Connection:
         "_payload",
         "greeted",
         "payload_bytes_max",
-        "side",
     )
 
     def __init__(self, side: Side) -> None:
-        self.side = side
         self.greeted = False  # set by the driver once HELLO is answered
         self.payload_bytes_max = 0
-        kinds = REQUESTS if side is Side.SERVER else ANSWERS
-        self._decoders = _SERVER_DECODERS if kinds is REQUESTS else _CLIENT_DECODERS
+        self._decoders = _DECODERS[side]
         self._data: bytes = b""
         self._at = 0
         self._payload: bytearray | None = None  # of the message under way
@@ -557,9 +553,8 @@ class Connection:
 
 
 _GREETING: Final = frozenset({Hello.kind, Welcome.kind, Error.kind})
-_SERVER_DECODERS: Final[dict[int, msgspec.msgpack.Decoder[Control]]] = {
-    cls.kind: msgspec.msgpack.Decoder(cls) for cls in REQUESTS
-}
-_CLIENT_DECODERS: Final[dict[int, msgspec.msgpack.Decoder[Control]]] = {
-    cls.kind: msgspec.msgpack.Decoder(cls) for cls in ANSWERS
+# What each side receives.
+_DECODERS: Final[dict[Side, dict[int, msgspec.msgpack.Decoder[Control]]]] = {
+    Side.SERVER: {cls.kind: msgspec.msgpack.Decoder(cls) for cls in REQUESTS},
+    Side.CLIENT: {cls.kind: msgspec.msgpack.Decoder(cls) for cls in ANSWERS},
 }

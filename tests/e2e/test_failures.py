@@ -45,6 +45,9 @@ def test_after_a_failed_sync_nothing_is_written_and_what_was_durable_is_served(
             assert not raised.value.retriable
         assert values(log) == [b"durable"]
         assert log.info().synced_end == 1
+        log.wait_synced(1, timeout=10.0)
+        with pytest.raises(rlog.StorageFailed):
+            log.wait_synced(2, timeout=10.0)
         with contextlib.suppress(rlog.StorageFailed):
             consumer.close()
     assert "CRITICAL" in server.text
@@ -121,3 +124,16 @@ def test_too_many_readers_of_one_connection_are_overloaded(client: rlog.Client) 
     eventually(lambda: bool(log.reader(rlog.OLDEST)), "there is room for one again")
     log.append(b"1")
     assert readers[0].poll(timeout=None)[0].value == b"1"
+
+
+def test_closing_a_client_says_what_was_lost_with_its_connection(
+    make_server: Callable[..., Server],
+) -> None:
+    server = make_server().start()
+    client = server.connect()
+    producer = client.log("l", create=True).producer(linger=60.0)
+    producer.send(b"perhaps")
+    server.signal(signal.SIGKILL)
+    with pytest.raises((rlog.OutcomeUnknown, rlog.ConnectionLost)):
+        client.close()
+    client.close()  # closed all the same

@@ -23,7 +23,10 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
-from rlog.journal import Refused
+from rlog import frame
+from rlog.journal import Refused, scan
+from rlog_client.batch import HEADER_BYTES
+from tests.storage.build import flip
 from tests.storage.explore import Payloads, live
 from tests.storage.history import History, View, settle
 from tests.storage.server import ROLL, Server
@@ -187,10 +190,110 @@ def foreign() -> str:
     return ""
 
 
+def answered() -> str:
+    """Under ``always`` an answer says synced, and after a power cut right behind it, it is so."""
+    disk = SimDisk()
+    server = Server(disk)
+    server.create("a", sync="always", file_roll_size=16 * ROLL)
+    payload = payloads(server.history)
+    server.claim("a", "c")
+    for offset in range(1, 6):
+        server.batch("a", payload(50))
+        server.commit("a", "c", offset)
+        if server.history.commits_synced["a", "c"] != offset:
+            return f"the commit of {offset} was not answered as synced"
+        if wrong := server.history.check(Server(disk.crash(NOTHING)).view(), power_cut=True):
+            return wrong[0]
+    return ""
+
+
+def witnessed() -> str:
+    """A server that has been idle for a while left proof of all that it acknowledged as synced, of
+    which a power cut takes nothing; so damage to any of that is refused, not called torn.
+    """
+    disk = SimDisk()
+    server = Server(disk, file_bytes=16 * PAGE)
+    server.create("n", sync="never", file_roll_size=16 * ROLL)
+    server.create("a", sync="always", file_roll_size=16 * ROLL)
+    payload = payloads(server.history)
+    server.batch("a", payload(50))
+    number = server.driver.journal.tail()
+    server.sleep(0.5)
+    server.batch("n", payload(50))
+    server.sleep(5)
+    left = disk.crash(NOTHING)
+    name = next(f"journal/{name}" for name in left.names("journal") if name.isdecimal())
+    contents = left.contents(name)
+    begin = (number - 1) * PAGE
+    left.replace(name, contents[: begin + 60] + b"rot" + contents[begin + 63 :])
+    try:
+        Server(left)
+    except Refused:
+        return ""
+    return f"frame {number} was acknowledged, the server idle, and its damage is called torn"
+
+
+def consumed() -> tuple[SimDisk, Server]:
+    """A directory at rest: a batch below the checkpoint, and commits above it."""
+    disk = SimDisk()
+    server = Server(disk, file_bytes=16 * PAGE)
+    server.create("a", sync="always", file_roll_size=16 * ROLL)
+    payload = payloads(server.history)
+    server.claim("a", "c")
+    for size in (5000, 50, 50, 50):  # so that the first is not in a page of the checkpoint
+        server.batch("a", payload(size))
+    server.checkpoint()
+    for offset in range(1, 5):
+        server.commit("a", "c", offset)
+    server.sleep(5)
+    return disk.crash(NOTHING), server
+
+
+def flipped_commits() -> str:
+    """Any bit of the frames that hold nothing but commits: refused, and never another commit."""
+    disk, server = consumed()
+    cursors = {"c": (4, 1)}
+    for name in [f"journal/{name}" for name in disk.names("journal") if name.isdecimal()]:
+        for seen in scan(disk.open(name), name, None, 2**63):
+            begin = seen.position
+            if seen.head.number == server.driver.journal.tail():
+                continue  # the witness: nothing proves it
+            for position in range(begin, begin + frame.HEAD_BYTES + seen.head.facts_bytes):
+                for bit in range(8):
+                    left = disk.copy()
+                    left.replace(name, flip(disk.contents(name), position, bit))
+                    try:
+                        view = Server(left).view()
+                    except Refused:
+                        continue
+                    wrong = server.history.check(view, power_cut=True)
+                    if wrong or view.logs["a"].cursors != cursors:
+                        return f"frame {seen.head.number}, bit {bit} at {position}: {wrong[:1]}"
+    return ""
+
+
+def flipped_header() -> str:
+    """Any bit of a batch's header in a segment, also of what nothing else would notice."""
+    disk, _server = consumed()
+    [name] = [path for path in disk.paths() if path.startswith("logs/")]
+    whole = disk.contents(name)
+    for position in range(HEADER_BYTES):
+        for bit in range(8):
+            left = disk.copy()
+            left.replace(name, flip(whole, position, bit))
+            if Server(left).view().logs["a"].records[0] is not None:
+                return f"bit {bit} at {position} of a header is not noticed"
+    return ""
+
+
 SCENARIOS: dict[str, Callable[[], str]] = {
     "lost in the middle": lost_in_the_middle,
     "killed then cut": killed_then_cut,
     "recycled": recycled,
     "evidence": evidence,
     "foreign": foreign,
+    "answered": answered,
+    "witnessed": witnessed,
+    "flipped commits": flipped_commits,
+    "flipped header": flipped_header,
 }

@@ -286,6 +286,42 @@ MUTANTS = (
         "foreign",
     ),
     Mutant(
+        "a commit is not synced",
+        "directed",
+        (
+            Edit(
+                "rlog.decisions:Desk.fact",
+                "policy is None or policy.at_once:",
+                "policy is None or (policy.at_once and not isinstance(fact, facts.Committed)):",
+            ),
+        ),
+        "answered",
+    ),
+    Mutant(
+        "a frame that is only written counts as the witness of the last sync",
+        "directed",
+        (
+            Edit(
+                f"{DRIVER}._append",
+                "    if not decided.sync:\n",
+                "    self._witness_due = None\n    if not decided.sync:\n",
+            ),
+        ),
+        "witnessed",
+    ),
+    Mutant(
+        "journal files are recycled before the checkpoint is durable",
+        "crash",
+        (
+            Edit(
+                f"{DRIVER}.begin_checkpoint",
+                "self._pending = number",
+                "self._pending = number; journal.trim(number)",
+            ),
+        ),
+        "beside",
+    ),
+    Mutant(
         "the epoch of a claim is not kept",
         "crash",
         (
@@ -370,13 +406,37 @@ MUTANTS = (
     ),
     Mutant(
         "the CRC of a frame is not looked at",
-        "rot",
+        "directed",
         (Edit("rlog.frame:parse", "crc != computed", "False"),),
+        "flipped commits",
+    ),
+    Mutant(
+        "the CRC of a batch's header is not looked at",
+        "directed",
+        (
+            Edit(
+                "rlog_client.batch:parse_header",
+                "stored != (computed := crc32c(raw[:_CRC_AT]))",
+                "(computed := 0)",
+            ),
+        ),
+        "flipped header",
+    ),
+    Mutant(
+        "the CRC of a batch's body is not looked at",
+        "rot",
+        (
+            Edit(
+                "rlog_client.batch:check_body",
+                "(computed := crc32c(body)) != header.body_crc",
+                "(computed := 0)",
+            ),
+        ),
     ),
     Mutant(
         "the CRC of a checkpoint is not looked at",
         "rot",
-        (Edit("rlog.checkpoint:decode", " != crc:", " < 0:"),),
+        (Edit("rlog.checkpoint:decode", "computed != stored", "False"),),
     ),
     Mutant(
         "torn bytes are not set aside",

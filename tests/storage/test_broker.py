@@ -66,7 +66,7 @@ def ends(server: Server, log: str) -> tuple[int, int, int]:
     return books.state.logs[number].end, books.visible[number].end, books.synced_end[number]
 
 
-# --- answers by policy, and what is visible --------------------------------------------------------
+# --- answers by policy, and what is visible -----------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_what_is_refused_or_only_looked_at_needs_no_frame() -> None:
     assert frames(server) == before
 
 
-# --- one frame, one moment -------------------------------------------------------------------------
+# --- one frame, one moment ----------------------------------------------------------------------
 
 
 def test_a_frame_closes_at_its_goal_and_the_rest_goes_into_the_next() -> None:
@@ -366,7 +366,7 @@ def test_a_new_cursor_stands_where_its_first_claim_says(whence: model.Whence, of
         (protocol.Claim(1, "c", model.offset(4), TOKEN), errors.OffsetOutOfRange),
         (protocol.Claim(1, "@mine", model.OLDEST, TOKEN), errors.InvalidRequest),
         (protocol.Claim(1, "c", model.OLDEST, b""), errors.InvalidRequest),
-        (protocol.Claim(1, "c", model.Whence("tomorrow", 0), TOKEN), errors.InvalidRequest),
+        (protocol.Claim(1, "c", model.Whence("time", 0), TOKEN), errors.InvalidRequest),
         (protocol.CommitCursor(1, "c", 1, 1), errors.NotFound),
         (protocol.OpenLog("A", True), errors.InvalidRequest),
         (protocol.OpenLog("b", True, {"sync": "sometimes"}), errors.InvalidRequest),
@@ -396,7 +396,7 @@ def test_the_logs_own_cursor_is_under_the_same_rules() -> None:
     assert code(second) == errors.Busy.code
 
 
-# --- who waits for a sync --------------------------------------------------------------------------
+# --- who waits for a sync -----------------------------------------------------------------------
 
 
 def test_who_waits_for_a_sync_makes_one_due_and_is_answered_by_it() -> None:
@@ -404,12 +404,12 @@ def test_who_waits_for_a_sync_makes_one_due_and_is_answered_by_it() -> None:
     together(server, protocol.Append(1))
     before = syncs(server)
     request = ask(server, protocol.WaitSynced(1, 1))
-    assert server.driver.broker.sync_wanted
+    wanted = [server.driver.broker.sync_wanted]
     assert request not in server.peer.answers
     server.pump()
     assert server.peer.answers[request] == protocol.Done()
     assert syncs(server) == before + 1
-    assert not server.driver.broker.sync_wanted
+    assert [*wanted, server.driver.broker.sync_wanted] == [True, False]
     # It is there now: no sync is needed.
     assert together(server, protocol.WaitSynced(1, 1)) == [protocol.Done()]
     assert syncs(server) == before + 1
@@ -422,7 +422,7 @@ def test_who_waits_for_what_cannot_come_is_told_so() -> None:
     assert code(gone) == errors.NotFound.code
 
 
-# --- failure ---------------------------------------------------------------------------------------
+# --- failure ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", Failure)
@@ -483,3 +483,84 @@ def test_the_first_reason_stays() -> None:
     server.driver.broker.fail("one", None)
     server.driver.broker.fail("two", None)
     assert server.failed == "one"
+
+
+# --- what is seldom -----------------------------------------------------------------------------
+
+
+def test_where_nothing_waits_nothing_is_decided() -> None:
+    assert serving().driver.broker.decide(1) is None
+
+
+def test_opening_a_log_that_is_there_asks_for_nothing_it_is_not() -> None:
+    server = serving("never")
+    same = {"sync": "never", "file_roll_size": 16 * ROLL}
+    before = frames(server)
+    for control in (
+        protocol.OpenLog("n"),
+        protocol.OpenLog("n", True),
+        protocol.OpenLog("n", True, same),
+    ):
+        assert together(server, control)[0].info.id == 1
+    assert frames(server) == before
+    [error] = together(server, protocol.OpenLog("n", True, same | {"sync": "always"}))
+    assert error.details["differences"] == {"sync": ["never", "always"]}
+
+
+def test_a_release_of_what_one_does_not_hold_is_done_already() -> None:
+    server = serving("always")
+    together(server, protocol.Claim(1, "c", model.OLDEST, TOKEN))
+    holder, server.peer = server.peer, Asker("other:1")
+    before = frames(server)
+    # Another's claim, a consumer and a log that are not there.
+    for control in (
+        protocol.Release(1, "c"),
+        protocol.Release(1, "d"),
+        protocol.Release(9, "c"),
+    ):
+        assert together(server, control) == [protocol.Done()]
+    assert frames(server) == before
+    assert holder.grants[1, "c"].epoch == 1
+    assert server.driver.broker.books.state.logs[1].cursors["c"].holder is not None
+
+
+def test_a_release_behind_a_seek_from_outside_in_one_frame_releases_nobody_else() -> None:
+    server = serving("always")
+    together(server, protocol.Claim(1, "c", model.OLDEST, TOKEN))
+    holder, other = server.peer, Asker("other:1")
+    ask(server, protocol.SeekCursor(1, "c", model.OLDEST, None, True), other)
+    ask(server, protocol.Claim(1, "c", model.OLDEST, TOKEN), other)
+    late = ask(server, protocol.Release(1, "c"), holder)
+    server.pump()
+    assert holder.answers[late] == protocol.Done()
+    assert server.driver.broker.books.holders[1, "c"] is other
+    cursor = server.driver.broker.books.state.logs[1].cursors["c"]
+    assert cursor.holder is not None
+    assert cursor.holder.name == "other:1"
+
+
+def test_a_listing_beyond_its_limit_is_an_error_and_not_a_part(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server = serving("always", "never")
+    monkeypatch.setattr(protocol, "LISTING_BYTES_MAX", 20)
+    assert code(together(server, protocol.ListLogs())[0]) == errors.TooLarge.code
+
+
+def test_a_look_at_a_cursor_whose_segment_was_trimmed_since_is_no_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server = Server(SimDisk())
+    server.create("a", sync="always", file_roll_size=ROLL)
+    for _ in range(3):
+        together(server, protocol.Append(1), size=4000)
+    together(server, protocol.Claim(1, "c", model.OLDEST, TOKEN))
+    looks: list[Any] = []
+
+    def later(_request: int, look: Any) -> None:
+        looks.append(look)
+
+    monkeypatch.setattr(server.peer, "answer_later", later)
+    together(server, protocol.GetCursor(1, "c"), protocol.TrimLog(1, model.offset(2)))
+    info = looks[0]().control.info
+    assert info.lag_records == 3

@@ -155,7 +155,7 @@ def test_facts_of_more_than_a_page_are_found_at_the_begin_of_a_file() -> None:
     assert len(again.read(2).facts) == 1000
 
 
-# --- the chain ------------------------------------------------------------------------------------
+# --- the chain ----------------------------------------------------------------------------------
 
 
 def test_of_two_frames_with_one_number_the_later_files_counts() -> None:
@@ -314,7 +314,7 @@ def test_a_journal_file_of_another_size_is_refused_by_its_name(size: int) -> Non
         opened(disk)
 
 
-# --- syncs that fail ------------------------------------------------------------------------------
+# --- syncs that fail ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", Failure)
@@ -334,7 +334,7 @@ def test_a_sync_that_failed_is_never_tried_again(mode: Failure, error: int) -> N
     assert opened(disk.killed()).tail() == number - 1
 
 
-# --- files ----------------------------------------------------------------------------------------
+# --- files --------------------------------------------------------------------------------------
 
 
 def test_only_a_file_that_is_wholly_trimmed_is_used_again() -> None:

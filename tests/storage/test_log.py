@@ -285,3 +285,83 @@ def test_a_lost_segment_is_put_back_from_nothing() -> None:
     files, names = again.take_dirty()
     assert (len(files), names) == (1, True)
     assert laid.disk.contents(path(1, 0)) == laid.batches[0]
+
+
+def test_no_more_files_are_held_open_than_so_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlog.log._HANDLES_MAX", 2)
+    disk = SimDisk()
+    disk.make_directory("logs")
+    handles = Handles(disk)
+    LogFiles(handles, 1).make()
+    for base in range(4):
+        disk.create(path(1, base))
+    for base in (0, 1, 0, 2):
+        handles.get(1, base)
+    opens = disk.calls["open"]
+    handles.get(1, 0)
+    handles.get(1, 2)
+    assert disk.calls["open"] == opens
+    handles.get(1, 1)  # the least recently used was closed
+    assert disk.calls["open"] == opens + 1
+
+
+def test_a_deleted_log_takes_strange_files_along() -> None:
+    laid = Laid([100])
+    laid.disk.create("logs/1/notes.txt")
+    laid.files.delete()
+    assert laid.disk.names("logs") == []
+
+
+def test_a_cache_that_is_damaged_where_the_disk_is_not_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    laid = Laid([100, 100])
+    from tests.storage.simdisk import SimFile
+
+    whole = SimFile.read
+
+    def cached(self: SimFile, position: int, count: int) -> bytes:
+        return flip(whole(self, position, min(count, laid.length)), 9)
+
+    monkeypatch.setattr(SimFile, "read_cached", cached)
+    found = laid.read(0, 1 << 20, position=0, wait=False)
+    assert found is None or (isinstance(found, Damage) and found.reason == "two reads differ")
+
+
+def test_a_batch_of_another_log_or_place_is_never_served() -> None:
+    for base, log in ((5, 1), (0, 2), (2, 2)):
+        laid = Laid([100, 100])
+        strange = batch_of([b"A" * 100] * 2, base=base, log=log)
+        name = path(1, 0)
+        for at in (0, laid.places[1].position):
+            whole = laid.disk.contents(name)
+            laid.disk.replace(name, whole[:at] + strange + whole[at + len(strange) :])
+            offset = 0 if at == 0 else 2
+            assert isinstance(laid.read(offset, position=at), Damage)
+            laid.disk.replace(name, whole)
+
+
+def test_an_offset_that_lies_in_no_batch_is_damage() -> None:
+    """The state says more than the segment holds."""
+    laid = Laid([100, 100])
+    extent = laid.extent._replace(end=9)
+    found = laid.files.read(extent, None, 7, 100, wait=True)
+    assert isinstance(found, Damage)
+    assert (found.first, found.end) == (7, 9)
+    assert laid.files.find(extent, 7) is None
+
+
+def test_what_is_looked_for_behind_damage_is_found() -> None:
+    laid = Laid([100, 100, 100])
+    laid.damage(laid.places[1].position + 2)
+    spot = laid.files.find(laid.extent, 4)
+    assert spot is not None
+    assert (spot.position, spot.time_ns) == (laid.places[2].position, 200)
+    assert laid.files.find(laid.extent, 2) is None
+    assert laid.files.find_time(laid.extent, 10**6) == laid.extent.end
+
+
+def test_without_a_place_a_read_that_may_not_wait_gives_nothing() -> None:
+    laid = Laid([100, 100])
+    assert laid.read(2, wait=False) is None
+    assert laid.read(0, wait=False) is not None

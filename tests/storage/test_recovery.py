@@ -57,7 +57,7 @@ def used(disk: SimDisk) -> list[str]:
     return [name for name in names if list(scan(disk.open(name), name, None, 0))]
 
 
-# --- a torn tail ----------------------------------------------------------------------------------
+# --- a torn tail --------------------------------------------------------------------------------
 
 
 def torn() -> tuple[SimDisk, Server]:
@@ -110,7 +110,7 @@ def test_a_recovery_that_was_cut_sets_the_torn_tail_aside_again_beside_the_first
     assert disk.contents(f"quarantine/{first}") == disk.contents(f"quarantine/{second}")
 
 
-# --- refusals write nothing -----------------------------------------------------------------------
+# --- refusals write nothing ---------------------------------------------------------------------
 
 
 def test_a_frame_that_is_proven_and_lost_is_refused_and_nothing_is_written(
@@ -218,7 +218,7 @@ def test_frames_of_another_version_without_a_checkpoint_are_refused(disk: SimDis
     assert "frame version 2" in refused(disk)
 
 
-# --- whose directory it is ------------------------------------------------------------------------
+# --- whose directory it is ----------------------------------------------------------------------
 
 
 def touched(disk: SimDisk, path: str, contents: bytes = b"mine") -> None:
@@ -252,7 +252,7 @@ def test_frames_or_segments_without_a_checkpoint_are_refused(disk: SimDisk) -> N
     assert "holds segments, but there is no checkpoint" in refused(disk)
 
 
-# --- checkpoints ----------------------------------------------------------------------------------
+# --- checkpoints --------------------------------------------------------------------------------
 
 
 def test_a_damaged_newest_checkpoint_is_set_aside_for_the_one_before_it(
@@ -300,7 +300,7 @@ def test_nothing_is_used_again_that_the_older_checkpoint_needs(disk: SimDisk) ->
     assert len(disk.names("journal")) < 12
 
 
-# --- leftovers ------------------------------------------------------------------------------------
+# --- leftovers ----------------------------------------------------------------------------------
 
 
 def test_what_a_trim_or_a_deletion_left_behind_is_removed() -> None:
@@ -361,7 +361,7 @@ def test_space_that_was_reserved_and_not_used_is_given_back(disk: SimDisk) -> No
     assert "00000000000000009999.seg" not in disk.names("logs/1")
 
 
-# --- segments -------------------------------------------------------------------------------------
+# --- segments -----------------------------------------------------------------------------------
 
 
 def test_a_segment_that_lost_its_end_or_all_of_it_is_reported_and_served_as_damage(
@@ -403,3 +403,22 @@ def test_a_damaged_body_of_the_journal_is_reported_with_its_offsets() -> None:
     [report] = start(disk).reports
     assert f"frame {seen.head.number}: the batch of log 1, offsets " in report
     assert "is damaged in the journal" in report
+
+
+def test_a_fact_that_does_not_fit_the_state_is_refused_by_its_name() -> None:
+    made = Directory(small, at_rest=False)
+    disk = made.disk.copy()
+    number = made.moments[-1].number
+
+    def misfit(raw: bytearray) -> None:
+        length = len(raw) - frame.HEAD_BYTES
+        fact = facts.encode([facts.Deleted(99)])
+        padding = length - len(facts.encode([facts.Deleted(99), facts.Forgotten(9, "")]))
+        raw[frame.HEAD_BYTES :] = facts.encode(
+            [facts.Deleted(99), facts.Forgotten(9, "x" * (padding - 1))]
+        )
+        assert len(fact) < length
+        assert len(raw) - frame.HEAD_BYTES == length
+
+    with_frame(disk, number, misfit)
+    assert f"frame {number}: Deleted does not fit the state" in refused(disk)
