@@ -73,8 +73,11 @@ class Decided(NamedTuple):
 class Broker:
     """All that the server decides. Synchronous, and called from one thread."""
 
-    def __init__(self, books: Books, *, batch_bytes_max: int, record_bytes_max: int) -> None:
+    def __init__(
+        self, books: Books, *, frame_bytes_max: int, batch_bytes_max: int, record_bytes_max: int
+    ) -> None:
         self.books = books
+        self.frame_bytes_max = frame_bytes_max
         self.batch_bytes_max = batch_bytes_max
         self.record_bytes_max = record_bytes_max
         self.sync_due: float | None = None  # monotonic: a sync is due then, frame or no frame

@@ -9,14 +9,16 @@ waits, and it alone reads the disk when the page cache has not got the records.
 from __future__ import annotations
 
 import logging
+import socket
 from collections import deque
 from functools import partial
+from struct import Struct
 from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
 from rlog_client import __version__, model, protocol
-from rlog_client.batch import HEADER_BYTES, RECORD_OVERHEAD, InvalidBatch, check_body, parse_header
+from rlog_client.batch import HEADER_BYTES, InvalidBatch, check_body, parse_header
 from rlog_client.errors import (
     Fenced,
     InvalidRequest,
@@ -33,7 +35,6 @@ from .decisions import DECISIONS, Grant, Look, Waiting, resolve
 from .subscription import Subscription
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Awaitable, Callable
 
     from .broker import Broker
@@ -51,7 +52,12 @@ NAME_BYTES_MAX: Final = 255
 LOOK_WEIGHT: Final = 64 * 1024  # what a request that reads the disk counts as, in bytes
 HELLO_SECONDS: Final = 5.0
 MESSAGE_SECONDS: Final = 30.0
+VANISHED_SECONDS: Final = 15.0
+# Of Linux's struct tcp_info: tcpi_retransmits, tcpi_probes, tcpi_last_ack_recv (ms).
+_TCP_INFO: Final = Struct("=2xBB52xI")
+assert _TCP_INFO.size == 60
 _SEND_PIECES: Final = 64
+_HEADERS_SLACK: Final = 64 * 1024  # what packing adds to a record with many headers, at most
 _LISTINGS: Final = (protocol.ListLogs, protocol.ListCursors, protocol.ListSegments)
 _WHENCES: Final = ("whence", "start", "before")  # the fields of requests that name a place
 
@@ -139,14 +145,15 @@ class Connection:
                 return
             if self._obey_all():
                 scope.deadline = float("inf")
+            while self._overfull and not self.closed:
+                # Requests are not obeyed faster than they are answered, nor than the answers are
+                # taken; meanwhile it is us who do not read, and no deadline of the peer's.
+                scope.deadline = float("inf")
+                self._eased = trio.Event()
+                await self._eased.wait()
+                self._obey_all()
             if self._unfinished and scope.deadline == float("inf"):
                 scope.deadline = trio.current_time() + MESSAGE_SECONDS
-            while self._overfull and not self.closed:
-                # Requests are not read faster than they are answered, nor than answers are taken.
-                self._eased = trio.Event()
-                deadline, scope.deadline = scope.deadline, float("inf")
-                await self._eased.wait()
-                scope.deadline = deadline
 
     @property
     def _unfinished(self) -> bool:
@@ -169,7 +176,7 @@ class Connection:
     def _obey_all(self) -> bool:
         """Whether any message was whole."""
         any_whole = False
-        while (message := self._protocol.next_message()) is not None:
+        while not self._overfull and (message := self._protocol.next_message()) is not None:
             any_whole = True
             if self._protocol.greeted:
                 self._obey(message)
@@ -214,6 +221,7 @@ class Connection:
             server=f"rlog {__version__}",
             record_bytes_max=self._broker.record_bytes_max,
             batch_bytes_max=self._broker.batch_bytes_max,
+            push_bytes_max=max(protocol.PUSH_BYTES, self._broker.frame_bytes_max),
         )
         self.answer(message.request, welcome)
 
@@ -275,7 +283,7 @@ class Connection:
         except InvalidBatch as error:
             raise InvalidRequest(f"not a sound batch: {error}") from None
         limit = self._broker.record_bytes_max
-        if header.count == 1 and header.body_bytes > limit + RECORD_OVERHEAD:
+        if header.count == 1 and header.body_bytes > limit + _HEADERS_SLACK:
             raise TooLarge(
                 f"a record of about {header.body_bytes} bytes, the limit is {limit}",
                 size=header.body_bytes,
@@ -482,10 +490,12 @@ class Connection:
                     await trio.lowlevel.wait_writable(self._socket)
                     self._send_some()
                     self._ease()
+                waited = False
                 for subscription in list(self._subscriptions.values()):
                     if not self._push(subscription) and self._out_bytes < OUT_BYTES_MAX:
                         await self._push_waiting(subscription)
-                if not self._out:
+                        waited = True  # and missed what came for the others
+                if not self._out and not waited:
                     return
         except (OSError, trio.ClosedResourceError):
             self.close()
@@ -510,6 +520,19 @@ class Connection:
     def answer_later(self, request: int, look: Look) -> None:
         self._hub.start(self, self._look, request, look)
 
+    def vanished(self) -> bool:
+        """The peer's host has acknowledged nothing for 15 s, though it was sent something again and
+        again.
+
+        TCP_USER_TIMEOUT would do this for us, but counts a peer that is there and does not read as
+        well: its host answers every probe, with a window of zero.
+        """
+        if self.closed or self._socket.family == socket.AF_UNIX:
+            return False
+        info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
+        retransmits, probes, silent_ms = _TCP_INFO.unpack(info)
+        return bool(max(retransmits, probes) >= 2 and silent_ms > VANISHED_SECONDS * 1000)
+
     def granted(self, key: tuple[int, str], grant: Grant) -> None:
         self.grants[key] = grant
         if self.closed:
@@ -524,7 +547,7 @@ class Connection:
         if self.closed:
             return
         self.closed = True
-        for key in self.grants:
+        for key in list(self.grants):
             self._release(key)
         for subscription in self._subscriptions.values():
             self._hub.unsubscribe(subscription.log, self)

@@ -134,9 +134,11 @@ class Books:
         self.files = files
         self.policy = policy
         self.failed: str | None = None  # why nothing is written any more
-        self.full: str | None = None  # why no append is taken just now
+        self.full: str | None = None  # why no append is taken just now,
+        self.stuck: str | None = None  # and why nothing that writes is
         self.visible: dict[int, Visible] = {}
         self.synced_end: dict[int, int] = {}
+        self.first: dict[int, int] = {}  # where each log begins, as far as that is durable
         self.holders: dict[tuple[int, str], Peer] = {}
         self.raised: set[int] = set()  # logs in which there is more to see; the server empties it
         for log in recovered.logs.values():
@@ -147,6 +149,12 @@ class Books:
         last = log.segments[-1] if log.segments else state.Segment(log.end, 0, 0)
         self.visible[log.id] = Visible(log.end, last.base, last.bytes)
         self.synced_end[log.id] = log.end
+        self.first[log.id] = log.first
+
+    def begin_at(self, log: int, first: int) -> None:
+        """A trim is durable: readers may be told of it."""
+        self.first[log] = first
+        self.raised.add(log)
 
     def policy_of(self, log: state.Log) -> Policy:
         return self.policy if log.options.sync is None else parse_policy(log.options.sync)
@@ -177,6 +185,7 @@ class Desk:
         self.facts: list[facts.Fact] = []
         self.layouts: list[Layout] = []
         self.effects: list[Callable[[], None]] = []
+        self.claimed: dict[tuple[int, str], tuple[Peer, int]] = {}  # in this frame: by whom, epoch
         self.sync = False  # something in it asks to be synced at once
         self.delay_seconds: float | None = None  # what is not may stay unsynced for so long
         self._bytes = 0
@@ -206,6 +215,8 @@ class Desk:
     def writable(self) -> None:
         if self.books.failed is not None:
             raise StorageFailed(self.books.failed)
+        if self.books.stuck is not None:
+            raise DiskFull(self.books.stuck)
 
     def log(self, log: int) -> state.Log:
         found = self.state.logs.get(log)
@@ -403,9 +414,10 @@ def trim_log(desk: Desk, waiting: Waiting, control: protocol.TrimLog) -> Make:
     first = log.trim_to(resolve(log, control.before, log.end))
     gone = [s.base for i, s in enumerate(log.segments) if log.segment_end(i) <= first]
     if gone:
+        books, files = desk.books, desk.books.files[log.id]
         desk.fact(facts.Trimmed(log.id, first))
-        files = desk.books.files[log.id]
         desk.effects.append(lambda: files.trim(gone))
+        desk.effects.append(lambda: books.begin_at(log.id, first))
     end = log.end
     return lambda _synced: Answer(protocol.Place(first, first, end))
 
@@ -421,6 +433,7 @@ def delete_log(desk: Desk, waiting: Waiting, control: protocol.DeleteLog) -> Mak
             books.end_grant(key)
         books.visible.pop(log.id)
         books.synced_end.pop(log.id)
+        books.first.pop(log.id)
         books.raised.add(log.id)
         books.files.pop(log.id).delete()
 
@@ -466,9 +479,12 @@ def claim(desk: Desk, waiting: Waiting, control: protocol.Claim) -> Make:
     desk.fact(facts.Claimed(*key, epoch, control.token, peer.name, committed))
 
     def grant() -> None:
-        desk.books.holders[key] = peer
-        peer.granted(key, Grant(epoch, committed))
+        now = log.cursors.get(control.consumer)
+        if now is not None and now.holder is not None and now.epoch == epoch:
+            desk.books.holders[key] = peer
+            peer.granted(key, Grant(epoch, committed))
 
+    desk.claimed[key] = (peer, epoch)
     desk.effects.append(grant)
     return lambda _synced: Answer(protocol.Claimed(epoch, committed))
 
@@ -489,13 +505,16 @@ def release(desk: Desk, waiting: Waiting, control: protocol.Release) -> Make:
     key = (control.log, control.consumer)
     # The grant goes now, so that a commit behind this release in the same frame is refused.
     grant = waiting.peer.grants.pop(key, None)
+    epoch = grant.epoch if grant is not None else None
+    claimed = desk.claimed.get(key)
+    if epoch is None and claimed is not None and claimed[0] is waiting.peer:
+        epoch = claimed[1]  # claimed in this very frame, and not granted yet
+    if desk.books.holders.get(key) is waiting.peer:
+        del desk.books.holders[key]
     log = desk.state.logs.get(control.log)  # a log that was deleted took its claims with it
     cursor = log.cursors.get(control.consumer) if log is not None else None
-    if grant is not None and cursor is not None:
-        if desk.books.holders.get(key) is waiting.peer:
-            del desk.books.holders[key]
-        if cursor.holder is not None and cursor.epoch == grant.epoch:
-            desk.fact(facts.Released(*key, grant.epoch))
+    if cursor is not None and cursor.holder is not None and cursor.epoch == epoch:
+        desk.fact(facts.Released(*key, cursor.epoch))
     return lambda _synced: Answer(protocol.Done())
 
 

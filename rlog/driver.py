@@ -21,7 +21,7 @@ from .broker import FRAME_BYTES_GOAL, Broker, Decided
 from .checkpoint import Checkpoint, Tail
 from .decisions import Books
 from .frame import Frame
-from .journal import LocalJournal, Outcome, batch_bytes_max
+from .journal import LocalJournal, NoSpace, Outcome, batch_bytes_max
 from .recovery import recover
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("rlog.driver")
 
 FILES_IN_USE_MAX: Final = 4  # journal files; then a checkpoint lets the older ones go
-DIRTY_FILES_MAX: Final = 400  # segments held open for a checkpoint to sync
 WITNESS_SECONDS: Final = 1.0
 AGAIN_SECONDS: Final = 0.25  # between two tries to get space
 RESERVE_BYTES_MAX: Final = 1 << 20
@@ -47,6 +46,7 @@ class Limits(NamedTuple):
     journal_file_bytes: int = 64 << 20
     batch_bytes_max: int = 8 << 20
     record_bytes_max: int = 1 << 20
+    files_max: int = 4096  # of the process: an eighth are segments to be synced, another is read
 
 
 def attempt(job: Callable[[], bool]) -> bool | OSError:
@@ -76,6 +76,7 @@ class Driver:
         journal: LocalJournal,
         marks: Sequence[int],
         *,
+        dirty_max: int,
         clock: Callable[[], float],
         wall: Callable[[], int],
     ) -> None:
@@ -84,9 +85,11 @@ class Driver:
         self.flush: Callable[[], None] = lambda: None  # sends the answers that were made so far
         self._files = files
         self._marks = list(marks)[-2:]  # the checkpoints' numbers, older first
+        self._dirty_max = dirty_max
         self._clock = clock
         self._wall = wall
         self._witness_due: float | None = None  # a sync that no frame records yet
+        self._opening: Decided | None = broker.open(wall())  # the first frame, until it is written
         self._again_at = 0.0  # not before then is space tried for again
         self._flying = False  # a flight was begun and is not finished
         self._pending = self._marks[-1]  # the number of a checkpoint under way
@@ -94,13 +97,22 @@ class Driver:
             journal.trim(self._marks[0])
 
     def open(self) -> Flight | None:
-        """The first flight of a process: the fact that it took the directory."""
-        return self._append(self.broker.open(self._wall()))
+        """The first flight of a process: the fact that it took the directory.
+
+        On a full disk it waits, and with it everything that writes.
+        """
+        assert self._opening is not None
+        return self._append(self._opening)
 
     # --- flights ------------------------------------------------------------------------------
 
     def begin(self) -> Flight | None:
         """The next thing to wait for. None: nothing now; whatever needed no wait is done."""
+        failed = self.broker.books.failed is not None
+        if self._opening is not None and not failed and self._clock() >= self._again_at:
+            flight = self.open()
+            if flight is not None:
+                return flight
         while (decided := self._decide()) is not None:
             if decided.frame is None:
                 self._settle(decided, synced=False)
@@ -114,10 +126,11 @@ class Driver:
         if not self.broker.waiting:
             return None
         books, goal = self.broker.books, FRAME_BYTES_GOAL
-        if books.failed is None:
+        if books.failed is None and self._opening is None:
             goal = self._make_room()
-        if books.failed is None and books.full is not None and self.journal.room < ROOM_MIN:
-            return None  # not even a commit fits for sure: it waits for space, or for a checkpoint
+            # Without this much, not even a commit is sure to fit: it is refused, and tried again.
+            room_min = min(ROOM_MIN, self.journal.file_bytes // 4)
+            books.stuck = books.full if self.journal.room < room_min else None
         # Where writing has ended, what only reads is still answered, and the rest refused.
         return self.broker.decide(self._wall(), goal)
 
@@ -127,8 +140,13 @@ class Driver:
         try:
             self.journal.append(decided.frame, number)
         except OSError as error:
-            self._fail(f"the journal cannot be written: {error}", decided)
+            if isinstance(error, NoSpace) and decided is self._opening:
+                self._no_space()  # for any other frame it was made sure of before the decision
+            else:
+                self._fail(f"the journal cannot be written: {error}", decided)
             return None
+        if decided is self._opening:
+            self._opening = self.broker.books.stuck = None
         if not decided.sync:
             self._settle(decided, synced=False)
             return None
@@ -188,7 +206,7 @@ class Driver:
         """When ``begin`` will have something to do though nobody asks (monotonic)."""
         if self.broker.books.failed is not None:
             return None
-        again = self._again_at if self.broker.waiting else None
+        again = self._again_at if self._opening is not None else None
         dues = [d for d in (self.broker.sync_due, self._witness_due, again) if d is not None]
         return min(dues, default=None)
 
@@ -224,7 +242,14 @@ class Driver:
         elif result:
             self.broker.books.full = None
         else:
-            self._again_at = self._clock() + AGAIN_SECONDS
+            self._no_space()
+
+    def _no_space(self) -> None:
+        books = self.broker.books
+        books.full = "no space for another journal file"
+        if self._opening is not None:
+            books.stuck = books.full
+        self._again_at = self._clock() + AGAIN_SECONDS
 
     # --- checkpoints --------------------------------------------------------------------------
 
@@ -241,7 +266,7 @@ class Driver:
                 journal.files_above(self._marks[0]) >= FILES_IN_USE_MAX
                 and journal.files_above(self._marks[-1]) >= FILES_IN_USE_MAX // 2
             )
-            or self.broker.books.handles.dirty >= DIRTY_FILES_MAX
+            or self.broker.books.handles.dirty >= self._dirty_max
             or (self.broker.books.full is not None and journal.room < journal.file_bytes // 2)
         )
 
@@ -340,7 +365,17 @@ def open_driver(
     batch_bytes = min(limits.batch_bytes_max, batch_bytes_max(recovered.journal.file_bytes))
     broker = Broker(
         books,
+        frame_bytes_max=recovered.journal.file_bytes,
         batch_bytes_max=batch_bytes,
         record_bytes_max=min(limits.record_bytes_max, batch_bytes - HEADER_BYTES - RECORD_OVERHEAD),
     )
-    return Driver(files, broker, recovered.journal, recovered.marks, clock=clock, wall=wall)
+    recovered.handles.open_max = limits.files_max // 8
+    return Driver(
+        files,
+        broker,
+        recovered.journal,
+        recovered.marks,
+        dirty_max=limits.files_max // 8,
+        clock=clock,
+        wall=wall,
+    )

@@ -88,6 +88,10 @@ class Refused(Exception):
     """The directory is not served, and was not touched: the text names what, where, and why."""
 
 
+class NoSpace(OSError):
+    """There is no space to begin a journal file; nothing was done."""
+
+
 class Mark(NamedTuple):
     """A frame's number and CRC: where a checkpoint stands and the chain begins.
 
@@ -462,7 +466,7 @@ class LocalJournal:
         if self._file is not None and self.synced < self.last.number:
             self._sync()
         if not self.prepare():
-            raise OSError(errno.ENOSPC, "no space for another journal file")
+            raise NoSpace(errno.ENOSPC, "no space for another journal file")
         self._name = f"{DIRECTORY}/{int(self._name[len(DIRECTORY) + 1 :]) + 1:010}"
         self._spare = False
         self._files.rename(_SPARE, self._name)

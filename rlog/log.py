@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 RESERVE_MIN: Final = 64 * 1024
 RESERVE_MAX: Final = 16 << 20
-_HANDLES_MAX: Final = 256
+HANDLES_MAX: Final = 256
 
 Buffer = bytes | bytearray | memoryview
 
@@ -51,6 +51,7 @@ class Handles:
 
     def __init__(self, files: Files) -> None:
         self.files = files
+        self.open_max = HANDLES_MAX
         self.dirty = 0  # files that were written and wait for a checkpoint to sync them
         self._open: OrderedDict[tuple[int, int], File] = OrderedDict()
         self._lock = threading.Lock()
@@ -60,7 +61,7 @@ class Handles:
             file = self._open.get((log, base))
             if file is None:
                 file = self._open[log, base] = self.files.open(path(log, base), write=False)
-                if len(self._open) > _HANDLES_MAX:
+                if len(self._open) > self.open_max:
                     self._open.popitem(last=False)
             else:
                 self._open.move_to_end((log, base))
@@ -82,15 +83,13 @@ class LogFiles:
         self._files = handles.files
         self.id = log
         self._base = -1  # of the segment being written
-        self._file: File | None = None
         self._length = 0  # of it, as far as it is written
         self._reserved: dict[int, int] = {}  # base -> bytes that are sure to have space
         self._indexes: dict[int, Index] = {}
         self._index_lock = threading.Lock()
-        # A file that was written stays open until it is synced: the kernel tells a failed
-        # write-back to those who hold the file, and forgets it with them.
+        # A file that is written stays open until a checkpoint has synced it, and no longer: the
+        # kernel tells a failed write-back to those who hold the file, and forgets it with them.
         self._dirty: dict[int, File] = {}
-        self._new: dict[int, File] = {}  # created by a reservation, not written yet
         self._names_changed = False
 
     def make(self) -> None:
@@ -127,7 +126,6 @@ class LogFiles:
 
     def adopt(self, base: int, length: int) -> None:
         """Go on writing this segment behind ``length`` bytes."""
-        self._file = self._dirty.get(base) or self._files.open(path(self.id, base))
         self._base, self._length = base, length
         self._reserved[base] = length
 
@@ -138,40 +136,39 @@ class LogFiles:
 
         Raises OSError (ENOSPC).
         """
+        # The files are opened here, where a failure refuses one append; ``write`` must not fail.
+        if self._base >= 0:
+            self._hold(self._base)
+        if place.segment not in self._dirty:
+            # A leftover of an append that was refused halfway is as good as new.
+            with contextlib.suppress(FileNotFoundError):
+                self._files.unlink(path(self.id, place.segment))
+            self._soil(place.segment, self._files.create(path(self.id, place.segment)))
+            self._names_changed = True
         end = place.position + size
-        have = self._reserved.get(place.segment)
-        if have is not None and end <= have:
-            return
-        if place.segment == self._base:
-            file = self._file
-        else:
-            file = self._new.get(place.segment)
-            if file is None:
-                # A leftover of an append that was refused halfway is as good as new.
-                with contextlib.suppress(FileNotFoundError):
-                    self._files.unlink(path(self.id, place.segment))
-                file = self._new[place.segment] = self._files.create(path(self.id, place.segment))
-                self._names_changed = True
-        assert file is not None
-        # Steps that grow with the file: little waste for small logs, few calls for large ones.
-        step = min(max(end, RESERVE_MIN), RESERVE_MAX)
-        goal = max(end, min(end + step, roll_bytes))
-        file.allocate(have or 0, goal - (have or 0))
-        self._reserved[place.segment] = goal
+        have = self._reserved.get(place.segment, 0)
+        if end > have:
+            # Steps that grow with the file: little waste for small logs, few calls for large ones.
+            step = min(max(end, RESERVE_MIN), RESERVE_MAX)
+            goal = max(end, min(end + step, roll_bytes))
+            self._dirty[place.segment].allocate(have, goal - have)
+            self._reserved[place.segment] = goal
+
+    def _hold(self, base: int) -> None:
+        if base not in self._dirty:
+            self._soil(base, self._files.open(path(self.id, base)))
 
     def write(self, place: Place, pieces: Sequence[Buffer], size: int) -> None:
-        """Lay out batches, ``size`` bytes in all, at ``place``; an older segment is cut to its
-        length.
+        """Lay out batches, ``size`` bytes in all, at ``place``, which was reserved.
+
+        An older segment is cut to its length.
         """
         if place.segment != self._base:
-            if self._file is not None:
-                self._file.truncate(self._length)
+            if self._base >= 0:
+                self._dirty[self._base].truncate(self._length)
                 self._reserved.pop(self._base, None)
-            self._file = self._new.pop(place.segment)
             self._base = place.segment
-        assert self._file is not None
-        self._soil(self._base, self._file)
-        self._file.write(place.position, pieces)
+        self._dirty[self._base].write(place.position, pieces)
         self._length = place.position + size
 
     def take_dirty(self) -> tuple[list[File], bool]:
@@ -201,8 +198,9 @@ class LogFiles:
             self._clean(base)
             self._reserved.pop(base, None)
             if base == self._base:
-                self._file, self._base = None, -1
-            self._files.unlink(path(self.id, base))
+                self._base = -1
+            with contextlib.suppress(FileNotFoundError):  # lost before, and known to its readers
+                self._files.unlink(path(self.id, base))
         self._names_changed = True
 
     def delete(self) -> None:

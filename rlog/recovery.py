@@ -7,6 +7,7 @@ lies below it has left the journal, and its damage is found by whoever reads it.
 
 from __future__ import annotations
 
+import errno
 import logging
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -124,7 +125,11 @@ def _make_new(files: Files, file_bytes: int, journal_id: int, now_ns: int) -> Ch
     if strangers := [name for name in files.names("") if name not in FORMAT_FILES]:
         raise Refused(f"not a data directory, and not empty: it holds {strangers[0]!r}")
     for name in file_names(files):
-        if next(scan(files.open(name, write=False), name, None, 2**63), None) is not None:
+        try:
+            found = next(scan(files.open(name, write=False), name, None, 2**63), None)
+        except UnknownVersion as error:
+            raise Refused(f"{name}: {error}, and there is no checkpoint") from None
+        if found is not None:
             raise Refused(f"{name} holds frames, but there is no checkpoint")
     for log in files.names("logs"):
         if files.names(f"logs/{log}"):
@@ -136,7 +141,8 @@ def _make_new(files: Files, file_bytes: int, journal_id: int, now_ns: int) -> Ch
     # Before the checkpoint has its name: a directory with a checkpoint has these, or is damaged.
     files.sync_directory("")
     new = Checkpoint(journal_id, file_bytes, 0, 0, now_ns, State(), [])
-    checkpoints.write(files, new.number, checkpoints.encode(new))
+    if not checkpoints.write(files, new.number, checkpoints.encode(new)):
+        raise OSError(errno.ENOSPC, "no space for a first checkpoint")
     return new
 
 
@@ -241,6 +247,11 @@ def _tidy(
 ) -> None:
     """Remove what a trim or a deletion left, and set aside what nothing explains."""
     for name in files.names("logs"):
+        try:
+            files.names(f"logs/{name}")
+        except NotADirectoryError:
+            _remove_or_set_aside(files, "logs", [name], 0, number, reports)
+            continue
         log_id = int(name) if name.isdecimal() else None
         if log_id is None or log_id >= final.next_log:
             entries = files.names(f"logs/{name}")

@@ -40,6 +40,7 @@ _AVERAGE_OVER: Final = 16
 ALONE_MIN: Final = 8  # requests in a row, and a connection counts as the only one
 STOP_SECONDS: Final = 5.0
 ACCEPT_PAUSE_SECONDS: Final = 0.1
+REAP_SECONDS: Final = 5.0
 # Of the file descriptors that connections leave to the files, or half of all if that is less:
 # without them, whoever connects often enough would end writing.
 DESCRIPTORS_RESERVED: Final = 1024
@@ -151,9 +152,8 @@ class Server:
         self, syncs: SyncThread, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         task_status.started()
-        stuck = False  # for want of space, what waits cannot be decided now
-        while not (self._stopping and (stuck or not self.broker.waiting)):
-            if (stuck or not self.broker.waiting) and self._flight is None:
+        while not (self._stopping and not self.broker.waiting):
+            if not self.broker.waiting and self._flight is None:
                 await self._sleep()
             # Connections that are ready run once before the frame is closed, so that their
             # requests share its sync: without this, an inline sync groups nothing.
@@ -166,7 +166,6 @@ class Server:
                     outcome, took = await syncs.wait(flight.number)
                 self._land(flight, outcome, took)
             self._after()
-            stuck = flight is None and self.broker.waiting > 0
         self._drained.set()
 
     def _turn(self) -> None:
@@ -196,15 +195,18 @@ class Server:
             return
         # A client that has been alone for a while shares no frame with anybody: two task switches
         # would be half of what its append costs here.
-        self._alone = self._alone + 1 if connection is self._latest else 0
+        again = connection is not None and connection is self._latest
+        self._alone = self._alone + 1 if again else 0
         self._latest = connection
-        if self._alone >= ALONE_MIN:
-            self._turn()
-            if not self.broker.waiting and self._flight is None:
-                self._sleeper = sleeper
-                self._set_alarm()
-                return
-        trio.lowlevel.reschedule(sleeper)
+        try:
+            if self._alone >= ALONE_MIN:
+                self._turn()
+                if not self.broker.waiting and self._flight is None:
+                    self._sleeper = sleeper
+                    self._set_alarm()
+        finally:
+            if self._sleeper is None:
+                trio.lowlevel.reschedule(sleeper)
 
     def _set_alarm(self) -> None:
         deadline = self.driver.deadline()
@@ -315,8 +317,17 @@ class Server:
         finally:
             # At a stop it is only its reading that ends: what it asked for is still answered.
             if not self._stopping:
-                connection.close()
                 self._connections.discard(connection)
+                connection.close()
+
+    async def _reap(self) -> None:
+        """End the connections of hosts that vanished with something under way to them."""
+        while True:
+            await trio.sleep(REAP_SECONDS)
+            for connection in list(self._connections):
+                if connection.vanished():
+                    logger.warning("%s: its host does not answer any more", connection.address)
+                    connection.close()
 
     # --- life ---------------------------------------------------------------------------------
 
@@ -358,6 +369,7 @@ class Server:
         await self._nursery.start(self._drive, syncs)
         async with trio.open_nursery() as accepting:
             accepting.start_soon(self._ring_alarms)
+            accepting.start_soon(self._reap)
             for listener in listeners:
                 accepting.start_soon(self._accept, listener, accepting)
             task_status.started()
@@ -385,7 +397,9 @@ def _refuse(sock: socket.socket, reason: str) -> None:
 
 
 def _prepare_socket(sock: socket.socket) -> None:
-    """Non-blocking, no delay, and a host that vanished is noticed within 15 s."""
+    """Non-blocking, no delay, and a host that vanished while nothing was sent is noticed in 15
+    s.
+    """
     sock.setblocking(False)
     if sock.family == socket.AF_UNIX:
         return
@@ -394,7 +408,6 @@ def _prepare_socket(sock: socket.socket) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 5)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 2)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 15_000)
 
 
 async def serve(config: Config) -> None:
@@ -410,7 +423,8 @@ async def serve(config: Config) -> None:
             listeners.append(listen.bind())
         began = time.monotonic()
         files = Disk(config.data_dir)
-        driver = open_driver(files, config.limits, clock=trio.current_time, wall=time.time_ns)
+        limits = config.limits._replace(files_max=min(descriptors, config.limits.files_max))
+        driver = open_driver(files, limits, clock=trio.current_time, wall=time.time_ns)
         server = Server(driver, descriptors - min(DESCRIPTORS_RESERVED, descriptors // 2))
         async with trio.open_nursery() as nursery:
             with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:

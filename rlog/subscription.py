@@ -118,12 +118,17 @@ class Subscription:
         if self._loan is None:
             return None
         log, visible = self.books.state.logs.get(self.log), self.books.visible.get(self.log)
-        if log is None or visible is None:
+        if visible is None:
             self.end(NotFound(f"log {self._name!r} was deleted"))
             return None
+        if log is None:
+            return None  # its deletion is decided, and told when it is durable
+        first = self.books.first[self.log]
+        if self.offset < first:
+            text = f"log {log.name!r}: the offsets {self.offset} to {first} were removed"
+            self._skip(Gap(text, first=self.offset, end=first), first)
         if self.offset < log.first:
-            text = f"log {log.name!r}: the offsets {self.offset} to {log.first} were removed"
-            self._skip(Gap(text, first=self.offset, end=log.first), log.first)
+            return None  # the same of a trim
         if self.offset >= visible.end:
             if self._sent:
                 self.settle()

@@ -40,6 +40,7 @@ assert _HEAD.size == HEAD_BYTES
 CONTROL_BYTES_MAX: Final = 16 * 1024
 HELLO_BYTES_MAX: Final = 1024  # of everything before HELLO is done
 LISTING_BYTES_MAX: Final = 8 << 20
+GROW_BYTES: Final = 64 * 1024  # of a payload's buffer, before any of it has come
 PUSH_BYTES: Final = 1 << 20  # of one Records, unless a single batch is larger
 REQUEST_MAX: Final = 2**32 - 1
 TEXT_MAX: Final = 1024  # characters of an error's text
@@ -267,6 +268,7 @@ class Welcome(Control):
     server: str
     record_bytes_max: int
     batch_bytes_max: int
+    push_bytes_max: int  # of one Records: what is stored may be larger than what is taken now
     features: list[str] = []
 
 
@@ -413,9 +415,18 @@ class Message(NamedTuple):
 
 
 def encode(request: int, control: Control, payload_bytes: int = 0) -> bytes:
-    """Header and control of a message; the sender puts ``payload_bytes`` of payload behind it."""
-    body = _encode(control)
-    assert len(body) <= CONTROL_BYTES_MAX, f"{type(control).__name__}: control of {len(body)} bytes"
+    """Header and control of a message; the sender puts ``payload_bytes`` of payload behind it.
+
+    InvalidRequest: what is asked for cannot be said: it is too long, or a number is too large.
+    """
+    try:
+        body = _encode(control)
+    except OverflowError as error:
+        raise InvalidRequest(f"{type(control).__name__}: {error}") from None
+    if len(body) > CONTROL_BYTES_MAX:
+        raise InvalidRequest(
+            f"{type(control).__name__} of {len(body)} bytes, the limit is {CONTROL_BYTES_MAX}"
+        )
     return _HEAD.pack(len(body) + payload_bytes, control.kind, 0, len(body), request) + body
 
 
@@ -452,6 +463,8 @@ class Connection:
         "_decoders",
         "_filled",
         "_payload",
+        "_wary",
+        "_whole",
         "greeted",
         "payload_bytes_max",
     )
@@ -464,6 +477,8 @@ class Connection:
         self._at = 0
         self._payload: bytearray | None = None  # of the message under way
         self._filled = 0
+        self._whole = 0  # its length, when it is all there
+        self._wary = side is Side.SERVER
         self._control: tuple[int, Control] | None = None
 
     @property
@@ -474,6 +489,10 @@ class Connection:
     def room(self) -> memoryview | None:
         if self._payload is None:
             return None
+        if self._filled == len(self._payload):
+            grown = bytearray(min(self._whole, 4 * self._filled))
+            grown[: self._filled] = self._payload
+            self._payload = grown
         return memoryview(self._payload)[self._filled :]
 
     def filled(self, count: int) -> None:
@@ -487,7 +506,7 @@ class Connection:
     def next_message(self) -> Message | None:
         """The next whole message, or None: more bytes are needed. Raises ProtocolError."""
         if self._payload is not None:
-            return self._finish() if self._filled == len(self._payload) else None
+            return self._finish() if self._filled == self._whole else None
         data, at = self._data, self._at
         have = len(data) - at
         if have < HEAD_BYTES:
@@ -502,14 +521,16 @@ class Connection:
         if payload_bytes == 0:
             self._at = begin + control_bytes
             return Message(request, control, b"")
-        # A buffer of the exact size: the rest of the payload is received into it, uncopied.
-        payload = bytearray(payload_bytes)
-        here = min(payload_bytes, have - HEAD_BYTES - control_bytes)
+        # A buffer of the exact size: the rest of the payload is received into it, uncopied. But a
+        # client only says what it will send: what it gets grows with what it has sent.
+        size = min(payload_bytes, max(GROW_BYTES, 4 * have)) if self._wary else payload_bytes
+        payload = bytearray(size)
+        here = min(size, have - HEAD_BYTES - control_bytes)
         begin += control_bytes
         payload[:here] = memoryview(data)[begin : begin + here]
         self._at = begin + here
         self._control = (request, control)
-        self._payload, self._filled = payload, here
+        self._payload, self._filled, self._whole = payload, here, payload_bytes
         return self._finish() if here == payload_bytes else None
 
     def _finish(self) -> Message:

@@ -14,11 +14,9 @@ from __future__ import annotations
 from collections import deque
 from typing import Any, Final, Generic, TypeVar
 
-from .batch import HEADER_BYTES
 from .errors import ConnectionLost, OutcomeUnknown, RlogError, Unsupported
 from .protocol import (
     PROTOCOL,
-    PUSH_BYTES,
     REQUEST_MAX,
     Connection,
     Control,
@@ -215,16 +213,20 @@ class Session:
 
     def break_off(self, reason: str) -> None:
         """The connection is lost: so is everything in flight."""
-        if self.lost is not None:
-            return
-        if self.farewell is not None:
-            reason = f"{reason}: {self.farewell}"
-        self.lost = ConnectionLost(reason)
-        for call in self._calls.values():
+        if self.lost is None:
+            if self.farewell is not None:
+                reason = f"{reason}: {self.farewell}"
+            self.lost = ConnectionLost(reason)
+        reason = str(self.lost)
+        # One by one, and each removed only when it has failed: an interrupt in the middle leaves
+        # the
+        # rest to the next call, which every wait ends with.
+        while self._calls:
+            request, call = next(iter(self._calls.items()))
             call.fail(call.unknown(reason) or ConnectionLost(reason))
-        for subscription in self._subscriptions.values():
+            del self._calls[request]
+        for subscription in list(self._subscriptions.values()):
             subscription.loan = 0
-        self._calls.clear()
         self._subscriptions.clear()
         self._loans.clear()
         self.outgoing.clear()
@@ -244,7 +246,13 @@ class Session:
             if (subscription := self._subscriptions.get(request)) is not None:
                 self._pushed(subscription, control, payload)
             return
-        call = self._calls.pop(request, None)
+        call = self._calls.get(request)
+        self._answered(request, control, payload, call)
+        self._calls.pop(request, None)  # last: what is in here can still be failed
+
+    def _answered(
+        self, request: int, control: Control, payload: Buffer, call: Call[Any] | None
+    ) -> None:
         if isinstance(control, Error):
             self._refused(request, call, raised(control))
         elif call is None:
@@ -291,6 +299,6 @@ class Session:
             return
         connection = self._connection
         connection.greeted = True
-        connection.payload_bytes_max = max(PUSH_BYTES, HEADER_BYTES + welcome.batch_bytes_max)
+        connection.payload_bytes_max = welcome.push_bytes_max
         self._welcome = call.answer = welcome
         call.done = True

@@ -784,6 +784,8 @@ class Consumer(Source):
 
     def _completed(self, record: Record, in_flight: int) -> None:
         """One commit is in flight at a time; the next one carries all that was completed since."""
+        if record.epoch != self._epoch:
+            return  # its handler moved the cursor elsewhere
         self._done = record.offset + 1
         open_records = self._done - self._acknowledged
         if open_records < in_flight:

@@ -208,6 +208,8 @@ class Transport:
                 left = None if deadline is None else max(0.0, deadline - monotonic())
                 if not self._look(left) and left == 0.0:
                     return done()
+            if self.session.lost is not None:
+                self.session.break_off("")  # all of it, should an interrupt have stopped it
         return True
 
     def serve(self) -> None:

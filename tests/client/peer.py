@@ -179,7 +179,7 @@ class Line:
             case Hello():
                 self.connection.greeted = True
                 self.connection.payload_bytes_max = BATCH_BYTES_MAX
-                return Welcome(PROTOCOL, "peer", RECORD_BYTES_MAX, BATCH_BYTES_MAX)
+                return Welcome(PROTOCOL, "peer", RECORD_BYTES_MAX, BATCH_BYTES_MAX, 1 << 20)
             case OpenLog(name=name):
                 if name != "l":
                     raise NotFound(f"no log {name}")

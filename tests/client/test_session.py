@@ -9,7 +9,7 @@ from rlog_client.model import OLDEST
 from rlog_client.protocol import PROTOCOL, Appended, Done, Place, Records, Settled, encode
 from rlog_client.session import Call, Chunk, Session, Subscription
 
-WELCOME = protocol.Welcome(PROTOCOL, "server", 1000, 5000)
+WELCOME = protocol.Welcome(PROTOCOL, "server", 1000, 5000, 1 << 20)
 
 
 def greeted() -> Session:
@@ -44,7 +44,7 @@ def test_the_greeting_tells_the_limits() -> None:
 
 def test_another_protocol_is_unsupported() -> None:
     session = Session("n")
-    session.received(encode(1, protocol.Welcome(PROTOCOL + 1, "server", 1, 1)))
+    session.received(encode(1, protocol.Welcome(PROTOCOL + 1, "server", 1, 1, 1)))
     with pytest.raises(errors.Unsupported):
         session.greeting.get()
 

@@ -51,6 +51,7 @@ class History:
 
     def __init__(self) -> None:
         self.sent: dict[bytes, str] = {}  # payload -> log
+        self.refused: set[bytes] = set()  # answered so that they are in no log, for sure
         self.synced: dict[Place, bytes] = {}  # acknowledged as synced
         self.written: dict[Place, bytes] = {}  # acknowledged as written
         self.seen: dict[Place, bytes] = {}  # served to a consumer, where what is served stays
@@ -127,6 +128,8 @@ class History:
                 wrong.append(f"{name}/{offset} cannot be read")
             elif self.sent.get(payload) != name:
                 wrong.append(f"{name}/{offset} was never sent: {payload[:20]!r}")
+            elif payload in self.refused:
+                wrong.append(f"{name}/{offset} was refused: {payload[:20]!r}")
             elif payload[:8] <= last[:8]:
                 wrong.append(f"{name}/{offset}: {payload[:8]!r} behind {last[:8]!r}")
             last = payload or last
@@ -153,7 +156,7 @@ class History:
             parts = [
                 payload in there
                 for name, payload in group.payloads
-                if name in view.logs and view.logs[name].first == 0
+                if name in view.logs and view.logs[name].first == 0 and payload not in self.refused
             ]
             if any(parts) and not all(parts):
                 wrong.append(f"a part of {group.payloads[0][1][:8]!r} and its frame is there")

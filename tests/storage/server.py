@@ -13,7 +13,7 @@ from rlog.driver import Driver, Limits, open_driver
 from rlog.log import Chunk
 from rlog.policy import parse_policy
 from rlog_client import batch, model, protocol
-from rlog_client.errors import RlogError
+from rlog_client.errors import OutcomeUnknown, RlogError
 from tests.storage.history import Group, History, LogView, Place, View
 
 if TYPE_CHECKING:
@@ -170,6 +170,8 @@ class Server:
             self.history.sent[payload] = log
 
         def then(control: protocol.Control) -> None:
+            if isinstance(control, protocol.Error) and control.code != OutcomeUnknown.code:
+                self.history.refused.update(payloads)
             if not isinstance(control, protocol.Appended):
                 return
             book = self.history.synced if control.synced else self.history.written

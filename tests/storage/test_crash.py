@@ -10,7 +10,7 @@ import pytest
 from tests.storage.explore import Depth, Explorer, Workload
 from tests.storage.workloads import beside, everything, later, periodic
 
-CI = Depth(enumerate_max=4, samples=18, nested=170, continued=170, rotten=7, lives=3)
+CI = Depth(enumerate_max=4, samples=26, nested=170, continued=170, rotten=7, lives=3)
 LONG = Depth(enumerate_max=8, samples=300, nested=2000, continued=1500, rotten=25, lives=4)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from rlog_client import protocol
 from rlog_client.errors import DiskFull
-from tests.storage.failures import every
+from tests.storage.failures import calls_of, every
 from tests.storage.server import ROLL, Server
 from tests.storage.simdisk import PAGE, Choice, Failure, Fill, SimDisk
 from tests.storage.workloads import beside, everything, periodic
@@ -20,13 +20,26 @@ if TYPE_CHECKING:
 EIO, ENOSPC, EDQUOT = errno.EIO, errno.ENOSPC, errno.EDQUOT
 
 
+def tried(
+    workload: Workload,
+    kind: str,
+    faults: list[tuple[int, Failure]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Every call of a kind fails once with each fault; the count is printed."""
+    wrong = every(workload, kind, *faults)
+    count = calls_of(workload).calls[kind] * len(faults)
+    with capsys.disabled():
+        print(f"\n{workload.__name__}: {count} failing calls of {kind}, a life each")
+    assert not wrong, "\n".join(wrong[:20])
+
+
 @pytest.mark.parametrize("workload", [everything, periodic, beside])
 def test_whichever_sync_fails_writing_ends_and_nothing_acknowledged_is_lost(
-    workload: Workload,
+    workload: Workload, capsys: pytest.CaptureFixture[str]
 ) -> None:
     faults = [(EIO, Failure.EXT4), (EIO, Failure.REVERT), (ENOSPC, Failure.EXT4)]
-    wrong = every(workload, "sync", *faults, (EDQUOT, Failure.REVERT))
-    assert not wrong, "\n".join(wrong[:20])
+    tried(workload, "sync", [*faults, (EDQUOT, Failure.REVERT)], capsys)
 
 
 @pytest.mark.parametrize(
@@ -43,9 +56,11 @@ def test_whichever_sync_fails_writing_ends_and_nothing_acknowledged_is_lost(
         "read",
     ],
 )
-def test_whichever_other_call_fails_nothing_acknowledged_is_lost(kind: str) -> None:
-    wrong = every(everything, kind, (EIO, Failure.EXT4))
-    assert not wrong, "\n".join(wrong[:20])
+def test_whichever_other_call_fails_nothing_acknowledged_is_lost(
+    kind: str, long: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for workload in (everything, periodic, beside) if long else (everything,):
+        tried(workload, kind, [(EIO, Failure.EXT4)], capsys)
 
 
 def error_code(answer: protocol.Control | None) -> int | None:

@@ -304,6 +304,21 @@ def test_a_torn_frame_of_unknown_facts_is_reported_as_that() -> None:
         opened(disk)
 
 
+def test_a_torn_tail_is_measured_to_its_last_byte_in_a_large_file() -> None:
+    size = 3 << 20
+    disk = SimDisk()
+    disk.make_directory("journal")
+    journal = opened(disk, file_bytes=size)
+    append(journal)
+    name = file_names(disk)[-1]
+    for end in (PAGE + 5, (2 << 20) + 7):
+        contents = bytearray(disk.contents(name)[:PAGE].ljust(size, b"\0"))
+        contents[PAGE] = contents[end - 1] = 1
+        disk.replace(name, bytes(contents))
+        [torn] = opened(disk, file_bytes=size).torn
+        assert (torn.position, torn.length) == (PAGE, end - PAGE)
+
+
 @pytest.mark.parametrize("size", [0, PAGE, FILE - 1, FILE + PAGE])
 def test_a_journal_file_of_another_size_is_refused_by_its_name(size: int) -> None:
     disk, journal = made()

@@ -287,11 +287,11 @@ def test_a_lost_segment_is_put_back_from_nothing() -> None:
     assert laid.disk.contents(path(1, 0)) == laid.batches[0]
 
 
-def test_no_more_files_are_held_open_than_so_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rlog.log._HANDLES_MAX", 2)
+def test_no_more_files_are_held_open_than_so_many() -> None:
     disk = SimDisk()
     disk.make_directory("logs")
     handles = Handles(disk)
+    handles.open_max = 2
     LogFiles(handles, 1).make()
     for base in range(4):
         disk.create(path(1, base))
