@@ -174,17 +174,24 @@ class Connection:
         return bool(data)
 
     def _obey_all(self) -> bool:
-        """Whether any message was whole."""
+        """Obey what is here, or as much of it as may be under way at once.
+
+        Whether any message was whole.
+        """
         any_whole = False
-        while not self._overfull and (message := self._protocol.next_message()) is not None:
-            any_whole = True
-            if self._protocol.greeted:
-                self._obey(message)
-            else:
-                self._greet(message)
-        self.flush()
-        if self._broker.waiting or self._broker.sync_wanted:
-            self._hub.wake(self)
+        message: Message | None = None
+        while not self._overfull:
+            while not self._overfull and (message := self._protocol.next_message()) is not None:
+                any_whole = True
+                if self._protocol.greeted:
+                    self._obey(message)
+                else:
+                    self._greet(message)
+            self.flush()
+            if self._broker.waiting or self._broker.sync_wanted:
+                self._hub.wake(self)  # which may answer all of it, and so make room for the rest
+            if message is None:
+                break
         return any_whole
 
     @property
