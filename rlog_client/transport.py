@@ -286,6 +286,7 @@ class Transport:
             return True
         mask = POLLIN | POLLOUT if self.session.outgoing else POLLIN
         if mask != self._mask:
+            self._mask = 0  # should an interrupt come in between, it is registered again
             self._poll.register(self._socket, mask)
             self._mask = mask
         # Interrupted, poll() runs the signal handlers: the exception of Ctrl-C comes out of here.
