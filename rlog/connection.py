@@ -59,6 +59,9 @@ assert _TCP_INFO.size == 60
 _SEND_PIECES: Final = 64
 _HEADERS_SLACK: Final = 64 * 1024  # what packing adds to a record with many headers, at most
 _LISTINGS: Final = (protocol.ListLogs, protocol.ListCursors, protocol.ListSegments)
+_Placed = (
+    protocol.Resolve | protocol.Subscribe | protocol.Claim | protocol.SeekCursor | protocol.TrimLog
+)
 _WHENCES: Final = ("whence", "start", "before")  # the fields of requests that name a place
 
 
@@ -309,8 +312,9 @@ class Connection:
     async def _resolve_time(self, message: Message, whence: model.Whence) -> None:
         """Replace a time by the offset that it means, which takes a look at the disk, and go on."""
         control = message.control
+        assert isinstance(control, _Placed), "no other request names a place"
         try:
-            offset = await self._offset_of_time(control.log, whence.value)  # type: ignore[attr-defined]  # every request with a whence names a log
+            offset = await self._offset_of_time(control.log, whence.value)
         except (RlogError, OSError) as error:
             failure = error if isinstance(error, RlogError) else StorageFailed(str(error))
             self.answer(message.request, protocol.error_control(failure))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from types import GenericAlias
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, Unpack, cast
 from weakref import WeakSet
 
@@ -329,6 +330,7 @@ def _listed(transport: Transport, request: Control, of: type[_InfoT]) -> list[_I
     call = transport.request(request, Listing)
     transport.finish(call)
     try:
-        return cast("list[_InfoT]", msgspec.msgpack.decode(call.payload, type=list[of]))  # type: ignore[valid-type]
+        infos = msgspec.msgpack.decode(call.payload, type=GenericAlias(list, of))
+        return cast("list[_InfoT]", infos)
     except msgspec.MsgspecError as error:
         raise Unsupported(f"a listing does not decode: {error}") from None

@@ -13,13 +13,13 @@ from bisect import bisect_right
 from collections import deque
 from itertools import accumulate, islice
 from time import monotonic
-from typing import TYPE_CHECKING, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Final, Self, TypeVar, cast
 
 from msgspec import Struct
 
 from .batch import HEADER_BYTES, RECORD_OVERHEAD, encode
 from .errors import RlogError, TimedOut, TooLarge
-from .model import Bytes, Item, Receipt, to_bytes, to_headers, to_time_ns
+from .model import Bytes, Item, Level, Receipt, to_bytes, to_headers, to_time_ns
 from .protocol import Append, Appended
 from .session import Call
 from .transport import until
@@ -45,8 +45,8 @@ def new_producer_id() -> int:
 
 
 def receipt_of(appended: Appended) -> Receipt:
-    level = "synced" if appended.synced else "written"
-    return Receipt(appended.first, appended.end, appended.timestamp_ns, level)  # type: ignore[arg-type]
+    level: Level = "synced" if appended.synced else "written"
+    return Receipt(appended.first, appended.end, appended.timestamp_ns, level)
 
 
 class Columns:
@@ -63,18 +63,18 @@ class Columns:
         self.times_ns: list[int | None] | None = None
 
     def add(self, item: Item) -> None:
-        """``item`` is a checked one."""
+        """``item`` is a checked one: its key and its value are bytes."""
         index = len(self.values)
         if item.key is not None:
             self.keys = _filled(self.keys, index)
-            self.keys.append(item.key)  # type: ignore[arg-type]
+            self.keys.append(cast("bytes", item.key))
         if item.headers:
             self.headers = _filled(self.headers, index)
             self.headers.append(item.headers)
         if item.event_time_ns is not None:
             self.times_ns = _filled(self.times_ns, index)
             self.times_ns.append(item.event_time_ns)
-        self.values.append(item.value)  # type: ignore[arg-type]
+        self.values.append(cast("bytes", item.value))
 
     def encode(self, producer: int, sequence: int) -> bytearray:
         count = len(self.values)
@@ -335,7 +335,7 @@ class Producer:
             if plain and monotonic() < self._due:
                 to = bisect_right(bounds, taken + self._room, at)
             if to > at:
-                self._values.extend(chunk[at:to])  # type: ignore[arg-type]
+                self._values.extend(cast("list[bytes]", chunk[at:to]))
                 self._room -= bounds[to - 1] - taken
             else:
                 # The record that ends a batch, or is due, or is not plain.

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import chain, islice
@@ -202,9 +203,9 @@ class Source(Iterator[Record]):
         self._settle()
         return completed
 
+    @abstractmethod
     def seek(self, whence: Whence) -> int:
         """Go on at ``whence``: the offset of the next record. What was prefetched is dropped."""
-        raise NotImplementedError
 
     def stop(self) -> None:
         """End iteration, ``poll``, ``process`` and every wait of this source, now and for good.

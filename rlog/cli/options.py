@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import click
 
@@ -121,7 +121,7 @@ class _Whence(ParamType):
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Place:
         if not isinstance(value, str):
-            return value  # type: ignore[no-any-return]
+            return cast("Place", value)  # click converts a value that it has converted before
         try:
             return parse(value, time.time_ns())
         except InvalidWhence as error:
@@ -133,7 +133,7 @@ class _Template(ParamType):
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Callable[[Sequence[Record]], bytes]:
         if not isinstance(value, str):
-            return value  # type: ignore[no-any-return]
+            return cast("Callable[[Sequence[Record]], bytes]", value)
         try:
             return compile_template(value)
         except InvalidTemplate as error:
