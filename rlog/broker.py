@@ -30,7 +30,6 @@ from rlog_client.errors import (
 from . import facts
 from .decisions import (
     DECISIONS,
-    FACT_BYTES_MAX,
     Answer,
     Books,
     Desk,
@@ -77,6 +76,7 @@ class Broker:
         self, books: Books, *, frame_bytes_max: int, batch_bytes_max: int, record_bytes_max: int
     ) -> None:
         self.books = books
+        books.batch_bytes_max = batch_bytes_max
         self.frame_bytes_max = frame_bytes_max
         self.batch_bytes_max = batch_bytes_max
         self.record_bytes_max = record_bytes_max
@@ -93,8 +93,9 @@ class Broker:
         else:
             self._queue.append(waiting)
 
-    def open(self, now_ns: int) -> Decided:
+    def open(self, now_ns: int, now: float) -> Decided:
         """The first frame of a process's life: it took the directory."""
+        self.books.begin_life(now_ns, now)
         opened = facts.Opened()
         self.books.state.apply(opened, now_ns)
         return Decided(Frame(now_ns, facts.encode([opened]), []), True, None, [], [], [])
@@ -111,14 +112,27 @@ class Broker:
 
     # --- deciding -----------------------------------------------------------------------------
 
-    def decide(self, now_ns: int, bytes_goal: int = FRAME_BYTES_GOAL) -> Decided | None:
+    def ring(self, now: float) -> None:
+        """Take up what is due by the clock."""
+        self._queue.extend(self.books.ring(now))
+        self._take_called()
+
+    def _take_called(self) -> None:
+        """Whoever waited for a claim that has ended goes before those who ask for it only now."""
+        called = self.books.called
+        while called:
+            self._queue.appendleft(called.pop())
+
+    def decide(
+        self, now_ns: int, bytes_goal: int = FRAME_BYTES_GOAL, *, now: float
+    ) -> Decided | None:
         """Decide what waits, up to one frame; None if nothing does.
 
         What is refused is answered here: no frame has to carry it.
         """
         if not self._queue:
             return None
-        desk = Desk(self.books, now_ns)
+        desk = Desk(self.books, now_ns, now)
         replies = []
         while self._queue and desk.takes(self._queue[0], bytes_goal):
             waiting = self._queue.popleft()
@@ -127,12 +141,13 @@ class Broker:
             except RlogError as error:
                 waiting.peer.answer(waiting.request, protocol.error_control(error))
             else:
-                replies.append(Reply(waiting, make))
+                if make is not None:
+                    replies.append(Reply(waiting, make))
         frame = None
         if desk.facts:
             bodies = [layout.body for layout in desk.layouts]
             encoded = facts.encode(desk.facts)
-            assert len(encoded) <= FACT_BYTES_MAX * len(desk.facts), "the frame's size is promised"
+            assert len(encoded) <= desk.facts_bytes, "the frame's size is promised"
             frame = Frame(now_ns, encoded, bodies)
         return Decided(frame, desk.sync, desk.delay_seconds, replies, desk.layouts, desk.effects)
 
@@ -155,6 +170,7 @@ class Broker:
         self._write(decided.layouts)
         for effect in decided.effects:
             effect()
+        self._take_called()
         if decided.frame is not None and synced:
             self.synced()
         else:

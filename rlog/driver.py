@@ -49,6 +49,9 @@ class Limits(NamedTuple):
     files_max: int = 4096  # of the process: an eighth are segments to be synced, another is read
 
 
+_NEVER: Final = float("inf")
+
+
 def attempt(job: Callable[[], bool]) -> bool | OSError:
     """Run a job of upkeep: whether there was space, or how the disk failed."""
     try:
@@ -89,7 +92,8 @@ class Driver:
         self._clock = clock
         self._wall = wall
         self._witness_due: float | None = None  # a sync that no frame records yet
-        self._opening: Decided | None = broker.open(wall())  # the first frame, until it is written
+        # The first frame, until it is written.
+        self._opening: Decided | None = broker.open(wall(), clock())
         self._again_at = 0.0  # not before then is space tried for again
         self._flying = False  # a flight was begun and is not finished
         self._pending = self._marks[-1]  # the number of a checkpoint under way
@@ -108,6 +112,8 @@ class Driver:
 
     def begin(self) -> Flight | None:
         """The next thing to wait for. None: nothing now; whatever needed no wait is done."""
+        if self.broker.books.alarm != _NEVER:
+            self.broker.ring(self._clock())
         failed = self.broker.books.failed is not None
         if self._opening is not None and not failed and self._clock() >= self._again_at:
             flight = self.open()
@@ -132,7 +138,7 @@ class Driver:
             room_min = min(ROOM_MIN, self.journal.file_bytes // 4)
             books.stuck = books.full if self.journal.room < room_min else None
         # Where writing has ended, what only reads is still answered, and the rest refused.
-        return self.broker.decide(self._wall(), goal)
+        return self.broker.decide(self._wall(), goal, now=self._clock())
 
     def _append(self, decided: Decided) -> Flight | None:
         assert decided.frame is not None
@@ -207,7 +213,8 @@ class Driver:
         if self.broker.books.failed is not None:
             return None
         again = self._again_at if self._opening is not None else None
-        dues = [d for d in (self.broker.sync_due, self._witness_due, again) if d is not None]
+        alarm = self.broker.books.alarm if self.broker.books.alarm != _NEVER else None
+        dues = [d for d in (self.broker.sync_due, self._witness_due, again, alarm) if d is not None]
         return min(dues, default=None)
 
     # --- space --------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ class Options(Struct, frozen=True, forbid_unknown_fields=True):
 
     sync: str | None = None
     file_roll_size: int = 64 << 20
+    key_index: bool = False
 
 
 class Opened(Struct, frozen=True, array_like=True, tag=1):
@@ -27,9 +28,13 @@ class Opened(Struct, frozen=True, array_like=True, tag=1):
 
 
 class Appended(Struct, frozen=True, array_like=True, tag=2):
-    """A batch; the fact is its header. The frame's bodies follow in the order of these facts."""
+    """A batch; the fact is its header. The frame's bodies follow in the order of these facts.
+
+    ``keys``: the batch's keys column in a log with a key index, so that facts alone give the state.
+    """
 
     header: bytes
+    keys: bytes = b""
 
 
 class Created(Struct, frozen=True, array_like=True, tag=3):
@@ -72,12 +77,15 @@ class Released(Struct, frozen=True, array_like=True, tag=8):
 
 
 class Committed(Struct, frozen=True, array_like=True, tag=9):
-    """``offset``: of the first record not done with."""
+    """``offset``: of the first record not done with. ``begun``: the offset after the highest record
+    that is in hand now, 0 for none.
+    """
 
     log: int
     consumer: str
     epoch: int
     offset: int
+    begun: int = 0
 
 
 class Sought(Struct, frozen=True, array_like=True, tag=10):
@@ -97,6 +105,113 @@ class Forgotten(Struct, frozen=True, array_like=True, tag=11):
     consumer: str
 
 
+class Left(Struct, frozen=True, array_like=True, tag=12):
+    """The member's connection ended and released nothing: with its token it may come back."""
+
+    log: int
+    consumer: str
+    epoch: int
+
+
+class Returned(Struct, frozen=True, array_like=True, tag=13):
+    """It came back before anybody else had claimed, and goes on where it was."""
+
+    log: int
+    consumer: str
+    epoch: int
+
+
+class Evicted(Struct, frozen=True, array_like=True, tag=14):
+    """The claim was ended from outside. ``lapsed``: a record was in hand for too long."""
+
+    log: int
+    consumer: str
+    epoch: int
+    lapsed: bool
+
+
+class Failed(Struct, frozen=True, array_like=True, tag=15):
+    """A handler's attempt at a record failed; it is due again after ``delay_ns``."""
+
+    log: int
+    consumer: str
+    epoch: int
+    offset: int
+    attempts: int
+    error: str
+    delay_ns: int
+
+
+class Parked(Struct, frozen=True, array_like=True, tag=16):
+    """A record was put aside, or (``keep`` False) passed over for good.
+
+    ``cause``: what exhausted it, empty if that was the handler's own verdict. ``pause``: why the
+    consumer is paused by it, if it is. ``begun``: as for Committed.
+    """
+
+    log: int
+    consumer: str
+    epoch: int
+    offset: int
+    attempts: int
+    reason: str
+    error: str
+    cause: str
+    pause: str | None
+    keep: bool
+    begun: int
+
+
+class Redriven(Struct, frozen=True, array_like=True, tag=17):
+    """Parked records are to be delivered again."""
+
+    log: int
+    consumer: str
+    offsets: list[int]
+
+
+class Took(Struct, frozen=True, array_like=True, tag=18):
+    """A redriven record is in hand."""
+
+    log: int
+    consumer: str
+    epoch: int
+    offset: int
+
+
+class Unparked(Struct, frozen=True, array_like=True, tag=19):
+    """A redriven record is done with."""
+
+    log: int
+    consumer: str
+    epoch: int
+    offset: int
+
+
+class Resumed(Struct, frozen=True, array_like=True, tag=20):
+    """A paused consumer goes on, first with the records that paused it."""
+
+    log: int
+    consumer: str
+
+
+class Named(Struct, frozen=True, array_like=True, tag=21):
+    """A producer was opened by name; ``producer`` is its id for ever, ``epoch`` until the next."""
+
+    log: int
+    producer: int
+    name: str
+    epoch: int
+    exclusive: bool
+
+
+class Dropped(Struct, frozen=True, array_like=True, tag=22):
+    """Producers without a name that were silent for so long that no retry of theirs can come."""
+
+    log: int
+    producers: list[int]
+
+
 Fact = (
     Opened
     | Appended
@@ -109,6 +224,17 @@ Fact = (
     | Committed
     | Sought
     | Forgotten
+    | Left
+    | Returned
+    | Evicted
+    | Failed
+    | Parked
+    | Redriven
+    | Took
+    | Unparked
+    | Resumed
+    | Named
+    | Dropped
 )
 _encoder: Final = msgspec.msgpack.Encoder()
 _decoder: Final = msgspec.msgpack.Decoder(list[Fact])

@@ -219,10 +219,15 @@ class Lock:
             holder = os.pread(self._fd, 32, 0).decode(errors="replace").strip()
             os.close(self._fd)
             raise Locked(f"{root} is in use by process {holder or '?'}") from None
+        self._process = os.getpid()
         os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+        os.pwrite(self._fd, f"{self._process}\n".encode(), 0)
 
     def release(self) -> None:
+        """Let others have it; in a child of the process that took it, only forget it."""
+        if os.getpid() == self._process:
+            # Closing alone would leave it to a child that has the descriptor for a moment.
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
         os.close(self._fd)
 
 

@@ -16,7 +16,7 @@ from rlog_client import protocol
 from rlog_client.errors import Overloaded
 
 from .config import Config, notify_manager
-from .connection import Connection
+from .connection import Connection, TaskHub
 from .driver import Driver, Flight, attempt, open_driver
 from .files import Disk, Lock, raise_file_limit, remove_socket
 from .journal import LocalJournal, Outcome
@@ -24,6 +24,7 @@ from .journal import LocalJournal, Outcome
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
+    from .peer import Peer, Upkeep
 
 logger = logging.getLogger("rlog.server")
 
@@ -41,6 +42,7 @@ ALONE_MIN: Final = 8  # requests in a row, and a connection counts as the only o
 STOP_SECONDS: Final = 5.0
 ACCEPT_PAUSE_SECONDS: Final = 0.1
 REAP_SECONDS: Final = 5.0
+_TCP_RTO_MAX_MS: Final = 44
 # Of the file descriptors that connections leave to the files, or half of all if that is less:
 # without them, whoever connects often enough would end writing.
 DESCRIPTORS_RESERVED: Final = 1024
@@ -88,22 +90,19 @@ def timed_wait(journal: LocalJournal, number: int) -> tuple[Outcome, float]:
     return journal.wait(number), time.monotonic() - began
 
 
-class Server:
+class Server(TaskHub):
     """Serves one data directory. ``urls``: where, once it runs."""
 
     def __init__(self, driver: Driver, connections_max: int = 1 << 16) -> None:
-        self.driver = driver
+        super().__init__(driver)
         self._connections_max = connections_max
-        self.broker = driver.broker
         driver.flush = self.flush
         self.urls: list[str] = []
         self._nursery: trio.Nursery | None = None
         self._connections: set[Connection] = set()
-        self._ready: set[Connection] = set()
-        self._readers: dict[int, set[Connection]] = {}
         self._sleeper: trio.lowlevel.Task | None = None  # the drive loop, when it has nothing to do
         self._flight: Flight | None = None  # begun by a turn, and left to the drive loop
-        self._latest: Connection | None = None  # who asked for something last,
+        self._latest: Peer | None = None  # who asked for something last,
         self._alone = 0  # and how many times nobody else did
         self._alarm = float("inf")  # when it is woken at the latest
         self._alarm_changed = trio.Event()
@@ -116,19 +115,7 @@ class Server:
         self._sync_average = 0.0
         self._slow_until = 0.0
 
-    # --- what connections ask of it -----------------------------------------------------------
-
-    def ready(self, connection: Connection) -> None:
-        self._ready.add(connection)
-
-    def subscribe(self, log: int, connection: Connection) -> None:
-        self._readers.setdefault(log, set()).add(connection)
-
-    def unsubscribe(self, log: int, connection: Connection) -> None:
-        readers = self._readers.get(log, set())
-        readers.discard(connection)
-        if not readers:
-            self._readers.pop(log, None)
+    # --- tasks --------------------------------------------------------------------------------
 
     def start(
         self, connection: Connection, task: Callable[..., Awaitable[None]], *args: object
@@ -188,16 +175,16 @@ class Server:
 
         await trio.lowlevel.wait_task_rescheduled(abort)
 
-    def wake(self, connection: Connection | None = None) -> None:
-        """There may be something to drive; ``connection``: whose requests it is."""
+    def wake(self, peer: Peer | None = None) -> None:
+        """There may be something to drive; ``peer``: whose requests it is."""
         sleeper, self._sleeper = self._sleeper, None
         if sleeper is None:
             return
         # A client that has been alone for a while shares no frame with anybody: two task switches
         # would be half of what its append costs here.
-        again = connection is not None and connection is self._latest
+        again = peer is not None and peer is self._latest
         self._alone = self._alone + 1 if again else 0
-        self._latest = connection
+        self._latest = peer
         try:
             if self._alone >= ALONE_MIN:
                 self._turn()
@@ -252,39 +239,20 @@ class Server:
 
     def _after(self) -> None:
         """Show readers what they can see now, and send what has piled up."""
-        raised = self.broker.books.raised
-        while raised:
-            log = raised.pop()
-            for connection in list(self._readers.get(log, ())):
-                connection.raised(log)
+        self.show_raised()
         self.flush()
         self._keep_up()
 
-    def flush(self) -> None:
-        """Send what has piled up: one send a connection."""
-        while self._ready:
-            self._ready.pop().flush()
-
     def _keep_up(self) -> None:
         """Start what keeps the journal small and its next file ready, beside the work."""
-        if self._upkeep or self._stopping:
+        if self._upkeep or self._stopping or (due := self.upkeep_due()) is None:
             return
         assert self._nursery is not None
-        if self.driver.checkpoint_due:
-            job = self.driver.begin_checkpoint()
-            if job is not None:
-                self._upkeep = True
-                self._nursery.start_soon(self._run_upkeep, job, self.driver.finish_checkpoint)
-        elif self.driver.spare_wanted:
-            self._upkeep = True
-            self._nursery.start_soon(
-                self._run_upkeep, self.driver.journal.prepare, self.driver.prepared
-            )
+        self._upkeep = True
+        self._nursery.start_soon(self._run_upkeep, due)
 
-    async def _run_upkeep(
-        self, job: Callable[[], bool], done: Callable[[bool | OSError], None]
-    ) -> None:
-        done(await trio.to_thread.run_sync(attempt, job, limiter=self._upkeep_thread))
+    async def _run_upkeep(self, due: Upkeep) -> None:
+        due.done(await trio.to_thread.run_sync(attempt, due.job, limiter=self._upkeep_thread))
         self._upkeep = False
         self.wake()
 
@@ -408,6 +376,10 @@ def _prepare_socket(sock: socket.socket) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 5)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 2)
+    # While a peer does not read, the kernel asks it ever more rarely whether it is still there: in
+    # the end every two minutes. Kernels before 6.15 know no other way.
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.IPPROTO_TCP, _TCP_RTO_MAX_MS, 5000)
 
 
 async def serve(config: Config) -> None:

@@ -8,15 +8,18 @@ Sockets, credit, records in hand and deadlines are not state: they die with the 
 from __future__ import annotations
 
 from bisect import bisect_right
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 import msgspec
 from msgspec import Struct
 
-from rlog_client.batch import HEADER_BYTES, Header, parse_header
+from rlog_client.batch import HEADER_BYTES, Header, decode_keys, parse_header
+from rlog_client.model import PRODUCER_ID
 
 from . import facts
 from .segment import Place
+
+Key: TypeAlias = bytes  # (in Log, `bytes` is a property)
 
 
 class Segment(Struct, array_like=True):
@@ -30,19 +33,172 @@ class Segment(Struct, array_like=True):
 
 
 class Holder(Struct, frozen=True, array_like=True):
-    """Who holds a consumer: its claim's token, the connection's name, since when."""
+    """Who claimed something: the claim's token, the connection's name, since when."""
 
     token: bytes
     name: str
     since_ns: int
 
 
+class Owner(Struct, array_like=True):
+    """The claim of an exclusive producer on its log. Fields as for Cursor."""
+
+    epoch: int = 0
+    holder: Holder | None = None
+    held: bool = False
+
+
+class Parked(Struct, array_like=True):
+    """A record put aside. ``redriven``: it waits to be delivered again; ``attempts`` and the rest
+    are then of this second life.
+    """
+
+    reason: str
+    error: str
+    attempts: int
+    parked_ns: int
+    redriven: bool = False
+    failed_ns: int = 0
+    delay_ns: int = 0
+
+
 class Cursor(Struct, array_like=True):
-    """A consumer's durable cursor. ``committed``: offset of the first record not done with."""
+    """A consumer's durable cursor. ``committed``: offset of the first record not done with.
+
+    ``holder``: of the last claim that was neither released nor ended from outside; ``held``: its
+    connection is there. The record at ``committed`` failed ``attempts`` times, the last time at
+    ``failed_ns``, and is due ``delay_ns`` later.
+    """
 
     committed: int
     epoch: int
     holder: Holder | None = None
+    held: bool = False
+    begun: int = 0  # the offset after the highest record in hand
+    hand: int | None = None  # the redriven record in hand
+    one_by_one: int = 0  # below this offset somebody vanished, and it is not known at which record
+    attempts: int = 0
+    error: str = ""
+    failed_ns: int = 0
+    delay_ns: int = 0
+    parked: dict[int, Parked] = {}
+    cause: str = ""  # the exception class that exhausted the last records,
+    streak: list[int] = []  # and these records
+    paused: str | None = None
+
+    @property
+    def redriven(self) -> int | None:
+        """The lowest redriven record."""
+        return min((o for o, parked in self.parked.items() if parked.redriven), default=None)
+
+    @property
+    def in_hand(self) -> int | None:
+        """The lowest record in hand."""
+        if self.hand is not None:
+            return self.hand
+        return self.committed if self.begun > self.committed else None
+
+    def put_down(self) -> None:
+        """No record is in hand any more."""
+        self.begun, self.hand = 0, None
+
+    def vanished(self, error: str) -> None:
+        """Its member is gone, and one of the records in hand is to blame: if there is one only,
+        that one. Among several it is found by delivering them one by one.
+        """
+        if self.hand is not None and (parked := self.parked.get(self.hand)) is not None:
+            parked.attempts += 1
+            parked.error = error
+        elif self.begun == self.committed + 1:
+            self.attempts += 1
+            self.error = error
+        self.one_by_one = max(self.one_by_one, self.begun)
+        self.put_down()
+
+    def pass_to(self, offset: int) -> None:
+        """Everything below ``offset`` is done with."""
+        if offset != self.committed:
+            self.committed = offset
+            self.attempts = self.failed_ns = self.delay_ns = 0
+            self.error = ""
+
+    def succeeded(self) -> None:
+        """A record was handled: whatever stopped the others in a row is over."""
+        self.cause = ""
+        if self.paused is not None:
+            self.resume()
+        self.streak = []
+
+    def resume(self) -> None:
+        self.paused = None
+        self.cause = ""
+        self.redrive(self.streak)
+        self.streak = []
+
+    def redrive(self, offsets: list[int]) -> None:
+        for offset in offsets:
+            parked = self.parked.get(offset) if offset < self.committed else None
+            if parked is not None and not parked.redriven:
+                parked.redriven = True
+                parked.attempts = parked.failed_ns = parked.delay_ns = 0
+
+
+class Sent(NamedTuple):
+    """A batch of a producer's: first sequence, number of records, first offset, append time, and
+    the epoch under which it was sent.
+    """
+
+    sequence: int
+    records: int
+    base: int
+    time_ns: int
+    epoch: int = 0
+
+
+SENT_MAX: Final = 64  # batches remembered of each producer; clients have no more in flight
+
+
+class Producer(Struct, array_like=True):
+    """What recognises a producer's retries. ``last``: the last sequence accepted, -1 for none.
+
+    ``name``: None for one that is forgotten when it falls silent. ``exclusive``: it was opened as
+    the only one of the log, and is judged by that claim.
+    """
+
+    name: str | None = None
+    epoch: int = 0
+    last: int = -1
+    sent: list[Sent] = []
+    exclusive: bool = False
+
+    def accept(self, header: Header) -> None:
+        self.last = header.sequence + header.count - 1
+        # A new list: a short one is cheaper to make than a long one to shift.
+        self.sent = self.sent[1 - SENT_MAX :]
+        self.sent.append(
+            Sent(header.sequence, header.count, header.base, header.time_ns, header.epoch)
+        )
+
+    def original(self, sequence: int, count: int) -> Sent | None:
+        """The batch accepted before that holds these records, if that is still known."""
+        for sent in reversed(self.sent):
+            if sent.sequence <= sequence and sequence + count <= sent.sequence + sent.records:
+                return sent
+        return None
+
+    def parts(self, sequence: int, count: int) -> list[tuple[int, int, int, int]]:
+        """What is still known of records accepted before, in several batches.
+
+        Each: the index of its first record, how many, the first one's offset, the append time.
+        """
+        known = []
+        for sent in self.sent:
+            begin = max(sequence, sent.sequence)
+            end = min(sequence + count, sent.sequence + sent.records)
+            if begin < end:
+                base = sent.base + begin - sent.sequence
+                known.append((begin - sequence, end - begin, base, sent.time_ns))
+        return known
 
 
 class Log(Struct, array_like=True):
@@ -56,6 +212,9 @@ class Log(Struct, array_like=True):
     time_max_ns: int = 0
     segments: list[Segment] = []
     cursors: dict[str, Cursor] = {}
+    producers: dict[int, Producer] = {}
+    owner: Owner = msgspec.field(default_factory=Owner)
+    keys: dict[Key, int] = {}  # the last offset of each key, of a log with a key index
 
     @property
     def bytes(self) -> int:
@@ -68,6 +227,16 @@ class Log(Struct, array_like=True):
     def segment_end(self, index: int) -> int:
         """The offset after the last record of a segment."""
         return self.segments[index + 1].base if index + 1 < len(self.segments) else self.end
+
+    def claimable(self, consumer: str) -> Cursor | Owner | None:
+        """What can be claimed under this name."""
+        return self.owner if consumer == PRODUCER_ID else self.cursors.get(consumer)
+
+    def producer_named(self, name: str) -> tuple[int, Producer] | None:
+        for producer, entry in self.producers.items():
+            if entry.name == name:
+                return producer, entry
+        return None
 
     def place(self, batch_bytes: int) -> Place:
         """Where a batch of so many bytes goes. The roll is decided *before* the write: only one
@@ -91,6 +260,31 @@ class Log(Struct, array_like=True):
 
 def _base(segment: Segment) -> int:
     return segment.base
+
+
+VerdictFact = (
+    facts.Committed
+    | facts.Failed
+    | facts.Parked
+    | facts.Took
+    | facts.Unparked
+    | facts.Redriven
+    | facts.Resumed
+)
+LogFact = (
+    VerdictFact
+    | facts.Altered
+    | facts.Trimmed
+    | facts.Named
+    | facts.Dropped
+    | facts.Claimed
+    | facts.Left
+    | facts.Returned
+    | facts.Released
+    | facts.Evicted
+    | facts.Forgotten
+    | facts.Sought
+)
 
 
 class Append(NamedTuple):
@@ -119,38 +313,74 @@ class State(Struct, array_like=True):
         place.
         """
         match fact:
-            case facts.Appended(raw):
-                return self._append(raw)
-            case facts.Committed(log, consumer, _epoch, offset):
-                self.logs[log].cursors[consumer].committed = offset
-            case facts.Claimed(log, consumer, epoch, token, holder, committed):
-                cursor = Cursor(committed, epoch, Holder(token, holder, time_ns))
-                self.logs[log].cursors[consumer] = cursor
-            case facts.Released(log, consumer, _epoch):
-                self.logs[log].cursors[consumer].holder = None
-            case facts.Sought(log, consumer, epoch, offset, keep_holder):
-                cursor = self.logs[log].cursors.setdefault(consumer, Cursor(0, 0))
-                cursor.committed, cursor.epoch = offset, epoch
-                if not keep_holder:
-                    cursor.holder = None
-            case facts.Forgotten(log, consumer):
-                del self.logs[log].cursors[consumer]
+            case facts.Appended(raw, keys):
+                return self._append(raw, keys)
+            case facts.Opened():
+                for each in self.logs.values():
+                    each.owner.held = False
+                    for cursor in each.cursors.values():
+                        cursor.held = False
             case facts.Created(log, name, options):
                 self.logs[log] = Log(log, name, options)
                 self.next_log = log + 1
-            case facts.Altered(log, options):
-                self.logs[log].options = options
-            case facts.Trimmed(log, first):
-                self._trim(self.logs[log], first)
             case facts.Deleted(log):
                 del self.logs[log]
-            case facts.Opened():
-                for each in self.logs.values():
-                    for cursor in each.cursors.values():
-                        cursor.holder = None
+            case _:
+                self._change(self.logs[fact.log], fact, time_ns)
         return None
 
-    def _append(self, raw: bytes) -> Append:
+    def _change(self, log: Log, fact: LogFact, time_ns: int) -> None:
+        match fact:
+            case facts.Altered(_, options):
+                log.options = options
+            case facts.Trimmed(_, first):
+                self._trim(log, first)
+            case facts.Named(_, producer, name, epoch, exclusive):
+                entry = log.producers.setdefault(producer, Producer(name))
+                entry.epoch, entry.exclusive = epoch, exclusive
+            case facts.Dropped(_, producers):
+                for each in producers:
+                    log.producers.pop(each, None)
+            case facts.Claimed(_, consumer, epoch, token, name, committed):
+                if consumer != PRODUCER_ID:
+                    cursor = log.cursors.setdefault(consumer, Cursor(committed, epoch))
+                    if cursor.holder is not None and not cursor.held:
+                        cursor.vanished(f"{cursor.holder.name} vanished with it in hand")
+                    cursor.put_down()
+                claim = log.claimable(consumer)
+                assert claim is not None
+                claim.epoch, claim.held = epoch, True
+                claim.holder = Holder(token, name, time_ns)
+            case facts.Left() | facts.Returned():
+                if (claim := log.claimable(fact.consumer)) is not None:
+                    claim.held = isinstance(fact, facts.Returned)
+            case facts.Released(_, consumer, _):
+                if (claim := log.claimable(consumer)) is not None:
+                    _end_claim(claim)
+            case facts.Evicted(_, consumer, epoch, lapsed):
+                claim = log.claimable(consumer)
+                assert claim is not None
+                claim.epoch = epoch
+                if lapsed and isinstance(claim, Cursor):
+                    claim.vanished("it was in hand for longer than hand_seconds")
+                _end_claim(claim)
+            case facts.Forgotten(_, consumer):
+                del log.cursors[consumer]
+            case facts.Sought(_, consumer, epoch, offset, keep_holder):
+                cursor = log.cursors.setdefault(consumer, Cursor(0, 0))
+                cursor.epoch = epoch
+                cursor.pass_to(offset)
+                cursor.put_down()
+                cursor.one_by_one = 0
+                for parked_at, parked in cursor.parked.items():
+                    # They come in their turn again, and a verdict then is on the record there.
+                    parked.redriven = parked.redriven and parked_at < offset
+                if not keep_holder:
+                    _end_claim(cursor)
+            case _:
+                _settle(log.cursors[fact.consumer], fact, time_ns)
+
+    def _append(self, raw: bytes, keys: bytes) -> Append:
         header = parse_header(raw)
         log = self.logs[header.log]
         assert header.base == log.end, "offsets are dense"
@@ -164,6 +394,16 @@ class State(Struct, array_like=True):
             segment.bytes += size
             segment.time_max_ns = log.time_max_ns
         log.end = header.end
+        if header.producer:
+            producer = log.producers.get(header.producer)
+            if producer is None:
+                producer = log.producers[header.producer] = Producer()
+            producer.accept(header)
+        if keys:
+            # In order, so that of a key's records the last one counts.
+            for offset, key in enumerate(decode_keys(keys) or (), header.base):
+                if key is not None:
+                    log.keys[key] = offset
         return Append(raw, header, place)
 
     def _trim(self, log: Log, first: int) -> None:
@@ -173,10 +413,66 @@ class State(Struct, array_like=True):
         # A new list: a reader in a thread may be walking the old one.
         log.segments = log.segments[keep:]
         log.first = first
+        if log.keys:
+            log.keys = {key: offset for key, offset in log.keys.items() if offset >= first}
 
     def segments(self) -> set[tuple[int, int]]:
         """Every segment there should be: (log id, base)."""
         return {(log.id, segment.base) for log in self.logs.values() for segment in log.segments}
+
+
+def _end_claim(claim: Cursor | Owner) -> None:
+    """Nobody holds it, and nobody who held it may come back to it."""
+    claim.holder, claim.held = None, False
+    if isinstance(claim, Cursor):
+        claim.put_down()
+
+
+def _settle(cursor: Cursor, fact: VerdictFact, time_ns: int) -> None:
+    """What was said about a record in hand, or about those put aside."""
+    match fact:
+        case facts.Committed(_, _, _, offset, begun):
+            if offset > cursor.committed:
+                cursor.pass_to(offset)
+                cursor.succeeded()
+            cursor.begun = begun
+            if not begun:
+                cursor.put_down()  # a redriven record, too
+        case facts.Failed(_, _, _, offset, attempts, error, delay_ns):
+            # A redriven record lies below the cursor; what was begun there stays so.
+            failed: Cursor | Parked = cursor
+            if offset == cursor.committed:
+                cursor.put_down()
+            else:
+                failed, cursor.hand = cursor.parked[offset], None
+            failed.attempts, failed.error = attempts, error
+            failed.failed_ns, failed.delay_ns = time_ns, delay_ns
+        case facts.Parked(_, _, _, offset, attempts, reason, error, cause, pause, keep, begun):
+            if keep:
+                cursor.parked[offset] = Parked(reason, error, attempts, time_ns)
+            else:
+                cursor.parked.pop(offset, None)
+            # (Of one that is paused the streak stays: it is what a success redrives.)
+            if cursor.paused is None and (not cause or cause != cursor.cause):
+                cursor.cause, cursor.streak = cause, []
+            if cause:
+                cursor.streak.append(offset)
+            if pause is not None:
+                cursor.paused = pause
+            cursor.hand = None
+            if offset == cursor.committed:
+                cursor.pass_to(offset + 1)
+                cursor.begun = begun
+        case facts.Took(_, _, _, offset):
+            cursor.hand = offset
+        case facts.Unparked(_, _, _, offset):
+            cursor.parked.pop(offset, None)
+            cursor.hand = None
+            cursor.succeeded()
+        case facts.Redriven(_, _, offsets):
+            cursor.redrive(offsets)
+        case facts.Resumed():
+            cursor.resume()
 
 
 _encoder: Final = msgspec.msgpack.Encoder()

@@ -12,10 +12,15 @@
             print(record.offset, record.value)
         done = orders.consumer("billing").process(handle, limit=5, block=False)
 
+The same for trio and asyncio: ``async with rlog.connect_async(...) as client``.
+
 A client and all that is made from it belong to one thread at a time. Seconds are floats, ``*_ns``
 are UTC nanoseconds. Errors are subclasses of ``RlogError``; misuse is a RuntimeError.
 """
 
+from typing import TYPE_CHECKING, Any, Final
+
+from .blocking import Consumer, Pending, Producer, Reader, Source
 from .client import Client, Cursor, Log, connect
 from .errors import (
     AccessDenied,
@@ -44,9 +49,11 @@ from .model import (
     GLOBAL,
     LATEST,
     OLDEST,
+    PARK,
     RETRY,
     SKIP,
     STOP,
+    Backoff,
     Commit,
     CursorInfo,
     Global,
@@ -54,6 +61,9 @@ from .model import (
     LogInfo,
     LogOptions,
     Member,
+    Park,
+    Parked,
+    ProducerInfo,
     Receipt,
     Record,
     Retry,
@@ -65,8 +75,17 @@ from .model import (
     offset,
     time,
 )
-from .producer import Pending, Producer
-from .source import Consumer, Reader, Source
+
+if TYPE_CHECKING:
+    from .aio import AsyncClient as AsyncClient
+    from .aio import AsyncConsumer as AsyncConsumer
+    from .aio import AsyncCursor as AsyncCursor
+    from .aio import AsyncLog as AsyncLog
+    from .aio import AsyncPending as AsyncPending
+    from .aio import AsyncProducer as AsyncProducer
+    from .aio import AsyncReader as AsyncReader
+    from .aio import AsyncSource as AsyncSource
+    from .aio import connect_async as connect_async
 
 # Written here, as in pyproject.toml: reading the installed metadata takes longer than all the rest.
 __version__ = "0.1.0.dev0"
@@ -76,11 +95,13 @@ __all__ = [
     "GLOBAL",
     "LATEST",
     "OLDEST",
+    "PARK",
     "RETRY",
     "SKIP",
     "STOP",
     "AccessDenied",
     "AlreadyExists",
+    "Backoff",
     "Busy",
     "Client",
     "Commit",
@@ -104,9 +125,12 @@ __all__ = [
     "OffsetOutOfRange",
     "OutcomeUnknown",
     "Overloaded",
+    "Park",
+    "Parked",
     "Paused",
     "Pending",
     "Producer",
+    "ProducerInfo",
     "Reader",
     "Receipt",
     "Record",
@@ -126,3 +150,29 @@ __all__ = [
     "offset",
     "time",
 ]
+
+# Not in __all__: ``from rlog_client import *`` is not to load the async client, nor anyio with it.
+ASYNC: Final = (
+    "AsyncClient",
+    "AsyncConsumer",
+    "AsyncCursor",
+    "AsyncLog",
+    "AsyncPending",
+    "AsyncProducer",
+    "AsyncReader",
+    "AsyncSource",
+    "connect_async",
+)
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded when it is asked for: a blocking program needs none of it.
+    if name not in ASYNC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import aio
+
+    return getattr(aio, name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *ASYNC]

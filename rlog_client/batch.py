@@ -55,6 +55,8 @@ _PRODUCED: Final = Struct("<3sBB3xIIIIQQI")  # the producer's part: positions 0 
 _STAMPED: Final = Struct("<IQQ12x")  # the server's part: positions 44 to 76
 assert _PRODUCED.size + _STAMPED.size == _CRC_AT
 _U32: Final = Struct("<I")
+_IDENTITY: Final = Struct("<QQ")  # producer id, first sequence
+_IDENTITY_AT: Final = 24
 
 MAGIC: Final = b"RLB"
 VERSION: Final = 1
@@ -115,6 +117,7 @@ class Columns(NamedTuple):
 _encoder: Final = msgspec.msgpack.Encoder()
 # Typed, so that a column of anything but bytes is an error here and not at the user's.
 _decoder: Final = msgspec.msgpack.Decoder(_Columns)
+_keys_decoder: Final = msgspec.msgpack.Decoder(list[bytes | None] | None)
 
 
 def encode(
@@ -147,6 +150,14 @@ def encode(
     )  # fmt: skip
     _U32.pack_into(batch, _CRC_AT, crc32c(bytes(batch[:_CRC_AT])))
     return batch
+
+
+def renumbered(batch: Buffer, producer: int, sequence: int) -> bytearray:
+    """A copy of what ``encode`` made, under another producer id and sequence."""
+    copy = bytearray(batch)
+    _IDENTITY.pack_into(copy, _IDENTITY_AT, producer, sequence)
+    _U32.pack_into(copy, _CRC_AT, crc32c(bytes(copy[:_CRC_AT])))
+    return copy
 
 
 def parse_header(buffer: Buffer, position: int = 0) -> Header:
@@ -217,6 +228,15 @@ def decode(header: Header, body: Buffer) -> Columns:
         if column is not None and len(column) != header.count:
             raise InvalidBatch(f"a column has {len(column)} entries, not {header.count}")
     return Columns(keys, values, headers, times)
+
+
+def decode_keys(column: Buffer) -> list[bytes | None] | None:
+    """The keys column by itself. Raises InvalidBatch."""
+    try:
+        keys: list[bytes | None] | None = _keys_decoder.decode(column)
+    except msgspec.MsgspecError as error:
+        raise InvalidBatch(f"the keys column does not unpack: {error}") from None
+    return keys
 
 
 class Cut:

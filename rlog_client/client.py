@@ -11,7 +11,9 @@ from weakref import WeakSet
 import msgspec
 
 from .batch import HEADER_BYTES
+from .blocking import Consumer, Producer, Reader
 from .errors import RlogError, TimedOut, TooLarge, Unsupported
+from .identity import AppendIds, Identity
 from .model import (
     OFFSET_MAX,
     OLDEST,
@@ -21,43 +23,50 @@ from .model import (
     Item,
     LogInfo,
     LogOptions,
+    Parked,
+    ProducerInfo,
     Receipt,
     Whence,
     consumer_name,
 )
-from .producer import Columns, Producer, checked, new_producer_id, receipt_of
+from .parked import listing_parked, redriving
+from .producer import Columns, appending, checked, receipt_of
 from .protocol import (
     AlterLog,
-    Append,
     Appended,
     CursorReply,
     DeleteCursor,
     DeleteLog,
     Done,
+    Evict,
     GetCursor,
     GetLog,
     ListCursors,
     Listing,
     ListLogs,
+    ListProducers,
     LogReply,
     Moved,
     OpenLog,
     Place,
+    Resume,
     SeekCursor,
     TrimLog,
     WaitSynced,
 )
-from .session import Call
-from .source import Consumer, Reader, check_whence
-from .transport import Address, Transport, parse_url, until
+from .source import check_whence
+from .steps import Wait, finishing, until
+from .transport import SocketTransport, parse_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from .protocol import Control
+    from .protocol import Control, Welcome
+    from .steps import Link, Steps
+    from .transport import Transport
 
 _OPTIONS: Final = frozenset(LogOptions.__annotations__)
-_InfoT = TypeVar("_InfoT", LogInfo, CursorInfo)
+_InfoT = TypeVar("_InfoT", LogInfo, CursorInfo, ProducerInfo)
 
 
 def connect(url: str | None = None, *, timeout: float | None = 10.0, name: str = "") -> Client:
@@ -69,39 +78,43 @@ def connect(url: str | None = None, *, timeout: float | None = 10.0, name: str =
 
     ConnectionLost: no server can be reached there. ValueError: no such URL.
     """
+    check_timeout(timeout)
+    return Client(SocketTransport(parse_url(url), name or default_name(), timeout))
+
+
+def check_timeout(timeout: float | None) -> None:
     if timeout is not None and not timeout > 0:
         raise ValueError(f"timeout is more than 0 seconds, or None, not {timeout}")
-    return Client(parse_url(url), timeout, name or f"{socket.gethostname()}:{os.getpid()}")
+
+
+def default_name() -> str:
+    """Who this is, where nobody said."""
+    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 class Client:
     """One connection to a server, and everything made from it: for one thread at a time."""
 
-    def __init__(self, address: Address, timeout: float | None, name: str) -> None:
+    def __init__(self, transport: Transport) -> None:
         """Made by ``connect``."""
-        self._transport = Transport(address, name, timeout)
-        self._name = name
+        self._transport = transport
         self._made: WeakSet[Producer | Reader | Consumer] = WeakSet()
+        self._append_ids = AppendIds()
 
     def log(self, name: str, *, create: bool = False, **options: Unpack[LogOptions]) -> Log:
         """The log ``name``: NotFound when there is none, unless ``create``.
 
         AlreadyExists when it exists with other ``options`` than those given.
         """
-        if not isinstance(name, str):
-            raise TypeError(f"a log's name is a str, not {type(name).__name__}")
-        if options and not create:
-            raise TypeError("options are for create=True; use alter() for a log that exists")
-        reply = self._transport.call(OpenLog(name, create, _checked_options(options)), LogReply)
-        return Log(self, reply.info)
+        return Log(self, self._transport.call(opening(name, create, options), LogReply).info)
 
     def logs(self) -> list[LogInfo]:
         """All logs of the server."""
-        return _listed(self._transport, ListLogs(), LogInfo)
+        return self._transport.run(listing(self._transport, ListLogs(), LogInfo))
 
     def clone(self) -> Client:
         """Another client of the same server, with its own connection and claims: one per thread."""
-        return Client(self._transport.address, self._transport.timeout, self._name)
+        return Client(self._transport.clone())
 
     def close(self) -> None:
         """Close what was made from this client, flush its producers, and end the connection."""
@@ -139,8 +152,6 @@ class Log:
         self._id = info.id
         self._client = client
         self._transport = client._transport
-        self._producer = new_producer_id()
-        self._sequence = 0
 
     def append(
         self,
@@ -150,20 +161,19 @@ class Log:
         headers: Mapping[str, bytes] | None = None,
         event_time_ns: int | None = None,
         expect: int | None = None,
+        expect_key: int | None = None,
     ) -> int:
         """Append one record: its offset, once the log's sync policy is satisfied.
 
-        ``expect``: what the log's end has to be, else Conflict. TooLarge. DiskFull: nothing was
+        ``expect``: what the log's end has to be. ``expect_key``: what the last offset of this
+        record's key has to be, -1 for none yet; for logs with ``key_index=True``. Else Conflict,
+        with what is there: nothing was appended. A lost answer is asked for again, and is the
+        first one, whatever was appended since. TooLarge. DiskFull: nothing was
         appended. OutcomeUnknown: the answer was lost, and the record may be in the log.
         """
-        limits = self._transport.session.limits
-        item, bound = checked(
-            Item(value, key, headers, event_time_ns), None, limits.record_bytes_max
-        )
-        _check_batch(HEADER_BYTES + bound, limits.batch_bytes_max, None)
-        columns = Columns()
-        columns.add(item)
-        return self._append(columns, expect).first
+        item = Item(value, key, headers, event_time_ns)
+        columns = column_of(item, self._transport.session.limits)
+        return self._append(columns, expect, expect_key).first
 
     def append_many(self, items: Iterable[Bytes | Item], *, expect: int | None = None) -> Receipt:
         """Append records as one batch, all or nothing. Errors as for ``append``.
@@ -171,35 +181,48 @@ class Log:
         TooLarge when one record, or all together, are beyond the server's limits; ValueError when
         there are none.
         """
-        limits = self._transport.session.limits
-        columns = Columns()
-        size = HEADER_BYTES
-        for index, each in enumerate(items):
-            item, bound = checked(each, index, limits.record_bytes_max)
-            columns.add(item)
-            size += bound
-            _check_batch(size, limits.batch_bytes_max, index)
-        if not columns.values:
-            raise ValueError("a batch is never empty: give at least one record")
+        columns = columns_of(items, self._transport.session.limits)
         return receipt_of(self._append(columns, expect))
 
     def producer(
-        self, *, linger: float = 0.005, batch_bytes: int = 1 << 20, buffer_bytes: int = 32 << 20
+        self,
+        *,
+        name: str | None = None,
+        exclusive: bool = False,
+        standby: bool = False,
+        takeover: bool = False,
+        linger: float = 0.005,
+        batch_bytes: int = 1 << 20,
+        buffer_bytes: int = 32 << 20,
     ) -> Producer:
         """Send many records, batched and pipelined; see ``Producer``.
 
-        ``linger``: seconds. ``batch_bytes``: of a full batch. ``buffer_bytes``: unacknowledged.
+        ``name``: under it, every record has a sequence number, which the server keeps for ever: it
+        appends none twice. Whoever opens a name again fences the one before. ``exclusive``: nobody
+        else may append to the log meanwhile; ``standby`` waits for the claim to end, ``takeover``
+        ends it. ``linger``: seconds. ``batch_bytes``: of a full batch. ``buffer_bytes``:
+        unacknowledged.
         """
         producer = Producer(
             self._transport,
-            self.name,
-            self._id,
+            Identity(
+                self.name,
+                self._id,
+                name=name,
+                exclusive=exclusive,
+                standby=standby,
+                takeover=takeover,
+            ),
             linger=linger,
             batch_bytes=batch_bytes,
             buffer_bytes=buffer_bytes,
         )
         self._client._made.add(producer)
         return producer
+
+    def producers(self) -> list[ProducerInfo]:
+        """The log's producers with a name, and the one that owns it."""
+        return self._transport.run(listing(self._transport, ListProducers(self._id), ProducerInfo))
 
     def reader(self, whence: Whence, *, until: Whence | None = None, block: bool = True) -> Reader:
         """Read from ``whence`` on, up to ``until`` (exclusive; LATEST is the end as it is now).
@@ -218,12 +241,17 @@ class Log:
         *,
         start: Whence = OLDEST,
         block: bool = True,
+        standby: bool = False,
+        takeover: bool = False,
         autocommit: bool = False,
+        hand_seconds: float | None = None,
     ) -> Consumer:
         """Read with a durable cursor on the server; see ``Consumer``.
 
-        ``start``: where a cursor begins that does not exist yet. ``autocommit``: a record is
-        committed when the next is asked for.
+        ``start``: where a cursor begins that does not exist yet. ``standby``: wait until whoever
+        holds it lets go. ``takeover``: end their claim. ``autocommit``: a record is committed when
+        the next is asked for. ``hand_seconds``: how long a handler of ``process`` may have a record
+        before the claim ends and an attempt is counted; None: for ever.
         """
         consumer = Consumer(
             self._transport,
@@ -233,17 +261,20 @@ class Log:
             start=start,
             block=block,
             autocommit=autocommit,
+            standby=standby,
+            takeover=takeover,
+            hand_seconds=hand_seconds,
         )
         self._client._made.add(consumer)
         return consumer
 
     def cursor(self, consumer_id: str | Global, /) -> Cursor:
         """A consumer seen from outside: claims nothing."""
-        return Cursor(self._transport, self._id, consumer_name(consumer_id))
+        return Cursor(self._transport, self.name, self._id, consumer_name(consumer_id))
 
     def cursors(self) -> list[CursorInfo]:
         """All consumers of this log."""
-        return _listed(self._transport, ListCursors(self._id), CursorInfo)
+        return self._transport.run(listing(self._transport, ListCursors(self._id), CursorInfo))
 
     def info(self) -> LogInfo:
         """The log as it stands now."""
@@ -254,18 +285,11 @@ class Log:
 
         TimedOut after ``timeout`` seconds; None waits as long as it takes.
         """
-        if isinstance(offset, bool) or not isinstance(offset, int):
-            raise TypeError(f"an offset is an int, not {type(offset).__name__}")
-        if not 0 <= offset <= OFFSET_MAX:
-            raise ValueError(f"an offset is between 0 and {OFFSET_MAX}, not {offset}")
-        call = self._transport.request(WaitSynced(self._id, offset), Done)
-        if not self._transport.wait(lambda: call.done, until(timeout)):
-            call.fail(TimedOut(f"offset {offset} is not synced after {timeout} s"))
-        call.get()
+        self._transport.run(syncing(self._transport, self._id, offset, timeout))
 
     def alter(self, **options: Unpack[LogOptions]) -> LogInfo:
         """Change ``options``; those not named stay as they are."""
-        return self._transport.call(AlterLog(self._id, _checked_options(options)), LogReply).info
+        return self._transport.call(AlterLog(self._id, checked_options(options)), LogReply).info
 
     def trim(self, before: Whence) -> int:
         """Let whole segments below ``before`` go: the log's new first offset."""
@@ -275,12 +299,11 @@ class Log:
         """Delete the log, its records and its consumers."""
         self._transport.call(DeleteLog(self._id), Done)
 
-    def _append(self, columns: Columns, expect: int | None) -> Appended:
-        call = Call(Appended, append=(self._producer, self._sequence))
-        batch = columns.encode(self._producer, self._sequence)
-        self._sequence += len(columns.values)
-        self._transport.start(call, Append(self._id, expect), batch)
-        return self._transport.finish(call)
+    def _append(
+        self, columns: Columns, expect: int | None, expect_key: int | None = None
+    ) -> Appended:
+        ids, transport = self._client._append_ids, self._transport
+        return transport.run(appending(transport, ids, self._id, columns, expect, expect_key))
 
     def __repr__(self) -> str:
         return f"<rlog_client.Log {self.name}>"
@@ -289,8 +312,9 @@ class Log:
 class Cursor:
     """A consumer seen from outside. Made by ``Log.cursor``; NotFound where there is none."""
 
-    def __init__(self, transport: Transport, log_id: int, consumer: str) -> None:
+    def __init__(self, transport: Transport, log: str, log_id: int, consumer: str) -> None:
         self._transport = transport
+        self._log = log
         self._log_id = log_id
         self._consumer = consumer
 
@@ -304,12 +328,51 @@ class Cursor:
         moved = self._transport.call(request, Moved)
         return moved.before, moved.after
 
+    def parked(self) -> list[Parked]:
+        """The records that were put aside, by offset.
+
+        One that cannot be read any more is left out, with a warning in the log.
+        """
+        steps = listing_parked(self._transport, self._log, self._log_id, self._consumer)
+        return self._transport.run(steps)
+
+    def redrive(self, offsets: Iterable[int] | None = None) -> int:
+        """Have parked records delivered again, all or these: how many are.
+
+        They come lowest offset first, ahead of new ones, with attempt 1 and ``redriven``; the
+        cursor does not move. Each stays listed until it is settled. Later records of its key have
+        not waited for it.
+        """
+        return self._transport.run(
+            redriving(self._transport, self._log_id, self._consumer, offsets)
+        )
+
+    def evict(self, member: str | None = None) -> None:
+        """End the claim now: its holder is Fenced, and no attempt is counted.
+
+        ``member``: only if it is held under this name. NotFound: nobody holds it.
+        """
+        self._transport.call(Evict(self._log_id, self._consumer, member), Done)
+
+    def resume(self) -> None:
+        """Let a paused consumer go on, with the records that paused it first."""
+        self._transport.call(Resume(self._log_id, self._consumer), Done)
+
     def delete(self) -> None:
         """Delete it. Busy while it is held."""
         self._transport.call(DeleteCursor(self._log_id, self._consumer), Done)
 
 
-def _checked_options(options: Mapping[str, object]) -> dict[str, Any]:
+def opening(name: str, create: bool, options: Mapping[str, object]) -> OpenLog:
+    """The request for a log, of arguments that are checked."""
+    if not isinstance(name, str):
+        raise TypeError(f"a log's name is a str, not {type(name).__name__}")
+    if options and not create:
+        raise TypeError("options are for create=True; use alter() for a log that exists")
+    return OpenLog(name, create, checked_options(options))
+
+
+def checked_options(options: Mapping[str, object]) -> dict[str, Any]:
     for name in options:
         if name not in _OPTIONS:
             raise TypeError(f"{name!r} is no option of a log: {', '.join(sorted(_OPTIONS))}")
@@ -326,9 +389,45 @@ def _check_batch(size: int, limit: int, index: int | None) -> None:
         )
 
 
-def _listed(transport: Transport, request: Control, of: type[_InfoT]) -> list[_InfoT]:
-    call = transport.request(request, Listing)
-    transport.finish(call)
+def column_of(item: Item, limits: Welcome) -> Columns:
+    """A batch of one record."""
+    item, bound = checked(item, None, limits.record_bytes_max)
+    _check_batch(HEADER_BYTES + bound, limits.batch_bytes_max, None)
+    columns = Columns()
+    columns.add(item)
+    return columns
+
+
+def columns_of(items: Iterable[Bytes | Item], limits: Welcome) -> Columns:
+    """A batch of all of them."""
+    columns = Columns()
+    size = HEADER_BYTES
+    for index, each in enumerate(items):
+        item, bound = checked(each, index, limits.record_bytes_max)
+        columns.add(item)
+        size += bound
+        _check_batch(size, limits.batch_bytes_max, index)
+    if not columns.values:
+        raise ValueError("a batch is never empty: give at least one record")
+    return columns
+
+
+def syncing(link: Link, log_id: int, offset: int, timeout: float | None) -> Steps[None]:
+    """Wait until every record below ``offset`` is on the disk."""
+    if isinstance(offset, bool) or not isinstance(offset, int):
+        raise TypeError(f"an offset is an int, not {type(offset).__name__}")
+    if not 0 <= offset <= OFFSET_MAX:
+        raise ValueError(f"an offset is between 0 and {OFFSET_MAX}, not {offset}")
+    call = link.request(WaitSynced(log_id, offset), Done)
+    if not (yield Wait(lambda: call.done, until(timeout))):
+        call.fail(TimedOut(f"offset {offset} is not synced after {timeout} s"))
+    call.get()
+
+
+def listing(link: Link, request: Control, of: type[_InfoT]) -> Steps[list[_InfoT]]:
+    """Ask for a list."""
+    call = link.request(request, Listing)
+    yield from finishing(link, call)
     try:
         infos = msgspec.msgpack.decode(call.payload, type=GenericAlias(list, of))
         return cast("list[_InfoT]", infos)

@@ -127,6 +127,7 @@ class Global:
 
 GLOBAL: Final = Global()
 GLOBAL_ID: Final = "@global"  # its name on the wire, on disk and on the command line
+PRODUCER_ID: Final = "@producer"  # under which a log itself is claimed, by an exclusive producer
 
 
 def consumer_name(consumer_id: str | Global) -> str:
@@ -141,20 +142,20 @@ def consumer_name(consumer_id: str | Global) -> str:
     return consumer_id
 
 
-def check_consumer(name: str) -> None:
+def check_consumer(name: str, what: str = "a consumer ID") -> None:
     """Raise InvalidRequest unless ``name`` is a consumer's; GLOBAL_ID itself is judged by the
     caller.
     """
     try:
         size = len(name.encode())
     except UnicodeEncodeError:
-        raise InvalidRequest("a consumer ID is UTF-8") from None
+        raise InvalidRequest(f"{what} is UTF-8") from None
     if not 1 <= size <= 255:
-        raise InvalidRequest(f"a consumer ID has 1 to 255 bytes, not {size}")
+        raise InvalidRequest(f"{what} has 1 to 255 bytes, not {size}")
     if name.startswith("@"):
-        raise InvalidRequest(f"a consumer ID does not begin with '@': {name!r}")
+        raise InvalidRequest(f"{what} does not begin with '@': {name!r}")
     if any(ord(c) < 32 or 127 <= ord(c) < 160 for c in name):
-        raise InvalidRequest(f"a consumer ID has no control characters: {name!r}")
+        raise InvalidRequest(f"{what} has no control characters: {name!r}")
 
 
 class Commit(Struct, frozen=True):
@@ -175,26 +176,56 @@ class Skip(Struct, frozen=True):
     reason: str = ""
 
 
+class Park(Struct, frozen=True):
+    """Done with this record for now: it stays where it is, and is listed by ``Cursor.parked``."""
+
+    reason: str = ""
+
+
 class Stop(Struct, frozen=True):
     """Leave this record uncommitted, and end ``process``."""
 
 
-Verdict: TypeAlias = Commit | Retry | Skip | Stop
+Verdict: TypeAlias = Commit | Retry | Skip | Park | Stop
 COMMIT: Final = Commit()
 RETRY: Final = Retry()
 SKIP: Final = Skip()
+PARK: Final = Park()
 STOP: Final = Stop()
+
+
+class Backoff(Struct, frozen=True):
+    """How ``process`` tries a record again that failed.
+
+    The pauses double from ``first`` seconds up to ``cap``, with jitter. A record that failed
+    ``max_attempts`` times is exhausted (None: never). ``pause_after`` records in a row exhausted by
+    the same exception class pause the consumer (None: never).
+    """
+
+    first: float = 0.5
+    cap: float = 60.0
+    max_attempts: int | None = 5
+    pause_after: int | None = 10
+
+    def __post_init__(self) -> None:
+        if not 0 < self.first <= self.cap:
+            raise ValueError(f"0 < first <= cap, not {self.first} and {self.cap}")
+        for name in ("max_attempts", "pause_after"):
+            if (count := getattr(self, name)) is not None and count < 1:
+                raise ValueError(f"{name} is at least 1, or None, not {count}")
 
 
 class LogOptions(TypedDict, total=False):
     """What a log can be created or altered with.
 
     ``sync``: "always" (the default) | "periodic:1s" | "bytes:1MiB" | "never".
-    ``file_roll_size``: bytes of a segment file, 64 MiB by default.
+    ``file_roll_size``: bytes of a segment file, 64 MiB by default. ``key_index``: the server knows
+    the last offset of every key, which costs it memory per key; only for a log that is new.
     """
 
     sync: str
     file_roll_size: int
+    key_index: bool
 
 
 class LogInfo(Struct, frozen=True):
@@ -213,16 +244,22 @@ class LogInfo(Struct, frozen=True):
 
 
 class Member(Struct, frozen=True):
-    """One holder of a consumer, and since when (UTC nanoseconds)."""
+    """One holder of a consumer, and since when (UTC nanoseconds).
+
+    ``in_hand``: the offset of the record that it began, and since when it has it, if it has one.
+    """
 
     name: str
     since_ns: int
+    in_hand: int | None = None
+    in_hand_since_ns: int | None = None
 
 
 class CursorInfo(Struct, frozen=True):
     """A consumer as it stands.
 
-    ``committed``: the offset after the last committed one. Lag counts to the log's end.
+    ``committed``: the offset after the last committed one. Lag counts to the log's end. ``parked``:
+    how many records are. ``paused``: why, if it is.
     """
 
     log: str
@@ -232,6 +269,31 @@ class CursorInfo(Struct, frozen=True):
     lag_bytes: int
     lag_seconds: float
     members: Sequence[Member]
+    parked: int = 0
+    paused: str | None = None
+
+
+class Parked(Struct, frozen=True):
+    """A record that was put aside. ``attempts``: failed ones. ``parked_ns``: UTC nanoseconds."""
+
+    record: Record
+    reason: str
+    error: str
+    attempts: int
+    parked_ns: int
+
+
+class ProducerInfo(Struct, frozen=True):
+    """A named producer of a log, or the one that owns it.
+
+    ``last_sequence``: of the last record accepted, -1 for none. ``owner``: who holds the log by it.
+    """
+
+    name: str | None
+    epoch: int
+    last_sequence: int
+    owner: str | None
+    since_ns: int | None
 
 
 def to_bytes(value: Any, what: str = "a value") -> bytes:

@@ -3,32 +3,47 @@
 ``send`` costs a few branches and a list append; everything else is done once per batch. A batch
 goes through three places: it is open (records are being added), it is under way (encoded, its
 append in flight), it is settled (answered or failed).
+
+Every record has a sequence number, and every batch names the last one sent before it: the server
+recognises a batch that is repeated, and refuses one that does not follow. So when a batch fails,
+nothing behind it gets in: what is under way is refused, what is still open is not sent, and all of
+it fails. Later sends begin anew: under a fresh id, or, by name, behind what was accepted last.
+
+A record that is sent again on purpose, under a sequence at or below the last one accepted, goes in
+a batch with its like, which follows nothing: the server recognises it whatever comes before it.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 from bisect import bisect_right
 from collections import deque
 from itertools import accumulate, islice
 from time import monotonic
-from typing import TYPE_CHECKING, Final, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar, cast
 
-from msgspec import Struct
-
-from .batch import HEADER_BYTES, RECORD_OVERHEAD, encode
-from .errors import RlogError, TimedOut, TooLarge
-from .model import Bytes, Item, Level, Receipt, to_bytes, to_headers, to_time_ns
+from .batch import HEADER_BYTES, RECORD_OVERHEAD, encode, renumbered
+from .errors import (
+    Conflict,
+    ConnectionLost,
+    Fenced,
+    InvalidRequest,
+    OutcomeUnknown,
+    RlogError,
+    TimedOut,
+    TooLarge,
+)
+from .identity import IDLE_SECONDS, new_producer_id
+from .model import OFFSET_MAX, Bytes, Item, Level, Receipt, to_bytes, to_headers, to_time_ns
 from .protocol import Append, Appended
 from .session import Call
-from .transport import until
+from .steps import Wait, finishing, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
-    from types import TracebackType
 
-    from .transport import Transport
+    from .identity import AppendIds, Identity
+    from .steps import Link, Steps
 
 IN_FLIGHT_MAX: Final = 64  # batches; as many as a server remembers of a named producer
 HEADER_OVERHEAD: Final = 10  # bytes: more than one header adds to its name and value
@@ -39,14 +54,53 @@ T = TypeVar("T")
 _logger = logging.getLogger("rlog_client")
 
 
-def new_producer_id() -> int:
-    """63 random bits, not 0."""
-    return int.from_bytes(os.urandom(8), "little") >> 1 | 1
-
-
 def receipt_of(appended: Appended) -> Receipt:
     level: Level = "synced" if appended.synced else "written"
-    return Receipt(appended.first, appended.end, appended.timestamp_ns, level)
+    return Receipt(appended.first, appended.end, appended.timestamp_ns, level, appended.duplicate)
+
+
+def receipt_at(appended: Appended, index: int) -> Receipt:
+    """Of one record of a batch; one that is not known any more is at -1."""
+    whole = receipt_of(appended)
+    if appended.first >= 0:
+        offset = appended.first + index
+        return Receipt(offset, offset + 1, whole.timestamp_ns, whole.level, whole.duplicate)
+    for begin, records, first, timestamp_ns in appended.parts:
+        if begin <= index < begin + records:
+            offset = first + index - begin
+            return Receipt(offset, offset + 1, timestamp_ns, whole.level, whole.duplicate)
+    return whole
+
+
+def appending(
+    link: Link,
+    ids: AppendIds,
+    log_id: int,
+    columns: Columns,
+    expect: int | None,
+    expect_key: int | None = None,
+) -> Steps[Appended]:
+    """Append one batch that stands alone, and wait for its answer."""
+    _check_expected(expect, "expect")
+    _check_expected(expect_key, "expect_key")
+    producer, sequence = ids.borrow()
+    call = Call(Appended, append=(producer, sequence))
+    link.start(call, Append(log_id, expect, expect_key), columns.encode(producer, sequence))
+    following = sequence + len(columns.values)
+    try:
+        appended = yield from finishing(link, call)
+    except OutcomeUnknown:
+        raise  # it may be on its way still
+    except RlogError:
+        ids.give_back(producer, following)
+        raise
+    ids.give_back(producer, following)
+    return appended
+
+
+def _check_expected(value: int | None, what: str) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+        raise TypeError(f"{what} is an offset, an int, not {type(value).__name__}")
 
 
 class Columns:
@@ -76,7 +130,7 @@ class Columns:
             self.times_ns.append(item.event_time_ns)
         self.values.append(cast("bytes", item.value))
 
-    def encode(self, producer: int, sequence: int) -> bytearray:
+    def encode(self, producer: int, sequence: int, epoch: int = 0) -> bytearray:
         count = len(self.values)
         return encode(
             self.values,
@@ -85,6 +139,7 @@ class Columns:
             None if self.times_ns is None else _filled(self.times_ns, count),
             producer=producer,
             sequence=sequence,
+            epoch=epoch,
         )
 
 
@@ -120,59 +175,64 @@ def checked(item: Bytes | Item, index: int | None, limit: int) -> tuple[Item, in
     return Item(value, key, headers, time_ns), size + bound
 
 
-class _Batch:
-    """``call`` is None while it is open."""
+class Batch:
+    """Records that are appended together. ``call`` is None while it is open.
 
-    __slots__ = ("bytes", "call", "columns", "producer")
+    ``again``: it was numbered anew once. ``behind``: what fails it if the server refuses it,
+    because a batch before it has failed.
+    """
 
-    def __init__(self, producer: Producer) -> None:
+    __slots__ = (
+        "again",
+        "behind",
+        "bytes",
+        "call",
+        "columns",
+        "count",
+        "payload",
+        "producer",
+        "sequence",
+    )
+
+    def __init__(self, producer: ProducerSteps) -> None:
         self.producer = producer
         self.columns = Columns()
         self.call: Call[Appended] | None = None
+        self.payload: bytearray | None = None  # while it is under way
         self.bytes = 0
+        self.count = 0
+        self.sequence = 0
+        self.again = False
+        self.behind: RlogError | None = None
 
 
-class Pending(Struct, frozen=True, gc=False):
-    """One record on its way. Made for the producer's thread: to ask it drives the socket."""
+class _Start(NamedTuple):
+    """A batch that is sealed, and not on its way yet, for sure."""
 
-    # gc=False as for Record: it can be in no cycle, and there are millions of them.
-    _batch: _Batch
-    _index: int
-
-    def done(self) -> bool:
-        """Whether ``result`` has its answer at once. Never waits."""
-        return self._batch.producer._done(self._batch)
-
-    def result(self, timeout: float | None = None) -> int:
-        """The record's offset, once it is acknowledged, or its error raised.
-
-        TimedOut after ``timeout`` seconds: the append goes on. OutcomeUnknown: its answer is lost.
-        """
-        return self._batch.producer._answer(self._batch, timeout).first + self._index
-
-    def receipt(self, timeout: float | None = None) -> Receipt:
-        """Like ``result``, with the time of the append and how durable it was when answered."""
-        answer = self._batch.producer._answer(self._batch, timeout)
-        offset = answer.first + self._index
-        whole = receipt_of(answer)
-        return Receipt(offset, offset + 1, whole.timestamp_ns, whole.level, whole.duplicate)
+    batch: Batch
+    call: Call[Appended]
+    append: Append
+    payload: bytearray
 
 
-class Producer:
-    """Sends records to one log, batched and pipelined. A context manager that flushes at its end.
+def _behind(error: RlogError) -> RlogError:
+    """What became of the records behind those that failed with ``error``: they are not in the log.
 
-    A record goes on the wire when its batch is full (``batch_bytes``), when ``linger`` seconds have
-    passed since the last batch (looked at on every call into the client: nothing runs in between),
-    or on ``flush``, ``Pending.result`` or leaving. More than ``buffer_bytes`` unacknowledged block.
-    The first failure is raised by the next ``send`` or ``flush``, or at the end of the ``with``;
-    every record's own is raised by its Pending.
+    The same kind of error, since what is to be done about it is the same; but nothing is unknown.
     """
+    text = f"not appended: what was sent before it failed: {error}"
+    if isinstance(error, OutcomeUnknown):
+        return ConnectionLost(text)
+    return type(error)(text, **error.details())
+
+
+class ProducerSteps:
+    """Sends records to one log, batched and pipelined. Its face adds the fast path of ``send``."""
 
     def __init__(
         self,
-        transport: Transport,
-        log: str,
-        log_id: int,
+        transport: Link,
+        who: Identity,
         *,
         linger: float,
         batch_bytes: int,
@@ -184,108 +244,90 @@ class Producer:
             raise ValueError("batch_bytes and buffer_bytes are at least 1")
         limits = transport.session.limits
         self._transport = transport
-        self._log = log
-        self._log_id = log_id
+        self._who = who
+        self._log = who.log
+        self._log_id = who.log_id
         self._linger = linger
         self._record_max = limits.record_bytes_max
         self._batch_max = limits.batch_bytes_max
         self._buffer_bytes = buffer_bytes
         # What a batch is filled with; one record may be larger, and then is a batch alone.
         self._fill = max(0, min(batch_bytes, buffer_bytes, self._batch_max) - HEADER_BYTES)
-        self._id = new_producer_id()
-        self._sequence = 0  # of the next batch's first record
+        self._sequence = 0  # of the open batch's first record
+        self._after = -1  # the last sequence put on its way
+        self._known = -1  # up to here, sequences were accepted before it was opened,
+        self._repeated = -1  # and up to here they were sent again
+        self._old = False  # the open batch is of such
+        self._accepted = -1  # the last sequence accepted under the name
         self._end = 0  # the offset after the last acknowledged record
-        self._under_way: deque[_Batch] = deque()
+        self._under_way: deque[Batch] = deque()
         self._unacknowledged = 0  # bytes
         self._heard = 0.0  # when the server last settled something, or was first asked
         self._failure: RlogError | None = None
+        self._fenced: Fenced | None = None
         self._closed = False
         self._due = monotonic() + linger
-        self._sealed: tuple[_Batch, bytearray] | None = None  # and not on its way yet, for sure
-        self._batch = _Batch(self)
+        self._sealed: tuple[_Start, ...] = ()
+        self._batch = Batch(self)
         self._values = self._batch.columns.values
-        self._room = self._fill  # bytes that may still go into the open batch
+        # What plain values may still go into the open batch, in bytes: all together, and each.
+        # Less than 0: none may. What is not open yet has no room.
+        self._room = self._fill if who.ready else -1
+        self._plain_max = self._record_max
         transport.tended.add(self)
 
-    # --- public -------------------------------------------------------------------------------
+    # --- the public operations ----------------------------------------------------------------
 
-    def send(
-        self,
-        value: Bytes,
-        *,
-        key: Bytes | None = None,
-        headers: Mapping[str, bytes] | None = None,
-        event_time_ns: int | None = None,
-    ) -> Pending:
-        """Add one record. Blocks while the buffer is full.
-
-        Raises TooLarge, or the first failure of an earlier batch: then this record is not added.
-        """
-        if type(value) is bytes and key is None and headers is None and event_time_ns is None:
-            size = len(value)
-            room = self._room - size - RECORD_OVERHEAD
-            # A failure makes the open batch due and close() takes its room: they cost nothing here.
-            if room >= 0 and size <= self._record_max and monotonic() < self._due:
-                self._room = room
-                values = self._values
-                index = len(values)
-                values.append(value)
-                return Pending(self._batch, index)
-        return self._send(Item(value, key, headers, event_time_ns), None)
-
-    def extend(self, values: Iterable[Bytes]) -> None:
-        """Add many plain values, the fastest way in. Errors as for ``send``."""
+    def _extend(self, values: Iterable[Bytes]) -> Steps[None]:
         remaining = iter(values)
         count = 0
         while chunk := list(islice(remaining, _CHUNK_RECORDS)):
-            self._extend(chunk, count)
+            yield from self._extend_chunk(chunk, count)
             count += len(chunk)
 
-    def flush(self, timeout: float | None = None) -> int:
-        """Send all and wait until it is acknowledged: the offset after the last of ours.
-
-        0 when nothing was ever sent. TimedOut after ``timeout`` seconds: what is under way goes on.
-        """
+    def _flush(self, timeout: float | None) -> Steps[int]:
         deadline = until(timeout)
         self._begin()
-        self._push(deadline)
-        if not self._wait(lambda: not self._under_way, deadline):
+        yield from self._push(deadline)
+        if not (yield from self._wait(lambda: not self._under_way, deadline)):
             raise TimedOut(f"{len(self._under_way)} batches are not acknowledged yet")
         self._raise_failure()
         return self._end
 
-    def close(self) -> None:
-        """Flush, and take no more records. A second close does nothing."""
+    def _close(self) -> Steps[None]:
         if self._closed:
             return
         try:
-            self.flush()
-        finally:
-            self._closed = True
-            self._room = -1
-            self._transport.tended.discard(self)
+            yield from self._flush(None)
+        except GeneratorExit:
+            self._shut()
+            self._who.let_go(self._transport)
+            raise
+        except BaseException:
+            self._shut()
+            yield from self._who.releasing(self._transport)
+            raise
+        self._shut()
+        yield from self._who.releasing(self._transport)
 
-    def __enter__(self) -> Self:
-        return self
+    def _shut(self) -> None:
+        self._closed = True
+        self._room = -1
+        self._transport.tended.discard(self)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        try:
-            self.close()
-        except (RlogError, RuntimeError) as failed:
-            if error is None:
-                raise
-            # What the block raised is what its caller has to see.
-            _logger.warning("log %s: flushing on the way out failed: %s", self._log, failed)
+    def _open(self) -> Steps[None]:
+        """For who asks about the name or the claim; once it is over, what it was is the answer."""
+        if self._who.epoch and (self._closed or self._fenced is not None):
+            return
+        self._begin()
+        yield from self._ready()
 
     def __del__(self) -> None:
         count = len(getattr(self, "_values", ()))
         if count and not self._closed:
             _logger.warning("log %s: %d records were never sent: close() it", self._log, count)
+        if hasattr(self, "_who") and self._who.opened:
+            self._who.let_go(self._transport)
 
     # --- filling ------------------------------------------------------------------------------
 
@@ -296,10 +338,37 @@ class Producer:
         self._resume()
         self._reap()
 
-    def _send(self, item: Item, index: int | None) -> Pending:
-        """The way in for everything that is not a plain value with room and time left."""
+    def _ready(self) -> Steps[None]:
+        """Have an identity to send under: opened at the first use, and anew after a failure."""
+        who = self._who
+        if self._fenced is None:
+            self._fenced = who.lost
+        if self._fenced is not None:
+            raise self._fenced.with_traceback(None)
+        if who.ready:
+            return
+        assert not self._values, "an open batch fails with what was sent before it"
+        try:
+            yield from who.opening(self._transport)
+        except Fenced as error:
+            self._fenced = error
+            raise
+        self._known = self._accepted = self._after = who.last
+        self._repeated = -1
+        self._sequence = who.last + 1
+        self._room = self._fill
+
+    def _send(
+        self, item: Item, index: int | None, sequence: int | None = None
+    ) -> Steps[tuple[Batch, int]]:
+        """The way in for everything that is not a plain value with room and time left.
+
+        Where the record went: its batch, and its index in it.
+        """
         self._begin()
         self._raise_failure()
+        if sequence is not None and self._who.name is None:
+            raise TypeError("sequence is for a producer with a name")
         item, bound = checked(item, index, self._record_max)
         if bound + HEADER_BYTES > self._batch_max:
             size, limit = bound + HEADER_BYTES, self._batch_max
@@ -309,25 +378,59 @@ class Producer:
                 limit=limit,
                 index=index,
             )
-        if bound > self._room and self._values:
-            self._push(None)
+        yield from self._ready()
+        if sequence is not None:
+            self._check_sequence(sequence)
+        if self._values and (bound > self._room or not self._follows(sequence)):
+            yield from self._push(None)
             self._raise_failure()
-        pending = Pending(self._batch, len(self._values))
+        self._place(sequence)
+        place = self._batch, len(self._values)
         self._batch.columns.add(item)
         self._room -= bound
         if self._room <= 0:
-            self._push(None)
+            yield from self._push(None)
         elif (now := monotonic()) >= self._due:
             if len(self._under_way) < IN_FLIGHT_MAX:
                 self._seal()
             else:
                 self._due = now + self._linger
             self._transport.serve()
-        return pending
+        return place
 
-    def _extend(self, chunk: list[Bytes], before: int) -> None:
+    def _check_sequence(self, sequence: int) -> None:
+        """What a caller numbers its records with rises strictly."""
+        if isinstance(sequence, bool) or not isinstance(sequence, int):
+            raise TypeError(f"a sequence is an int, not {type(sequence).__name__}")
+        last = self._sequence + len(self._values) - 1
+        if last <= self._known:
+            last = self._repeated  # nothing new was sent yet
+        if not last < sequence <= OFFSET_MAX:
+            raise InvalidRequest(f"sequences rise: {sequence} cannot follow {last}")
+
+    def _follows(self, sequence: int | None) -> bool:
+        """The open batch can take it: its numbers are consecutive, and all old or all new."""
+        if sequence is None:
+            return not self._old
+        following = self._sequence + len(self._values)
+        return sequence == following and (sequence <= self._known) is self._old
+
+    def _place(self, sequence: int | None) -> None:
+        """Number the next record of the open batch, which can take it."""
+        if sequence is None:
+            return
+        old = sequence <= self._known
+        if not self._values:
+            self._sequence = sequence
+            self._old = old
+            # What is sent without a number is new: it does not go into a batch of old ones.
+            self._plain_max = -1 if old else self._record_max
+        if old:
+            self._repeated = sequence
+
+    def _extend_chunk(self, chunk: list[Bytes], before: int) -> Steps[None]:
         """``before``: how many values of the call came before this chunk."""
-        plain = set(map(type, chunk)) == {bytes} and max(map(len, chunk)) <= self._record_max
+        plain = set(map(type, chunk)) == {bytes} and max(map(len, chunk)) <= self._plain_max
         bounds = list(accumulate(map(RECORD_OVERHEAD.__add__, map(len, chunk)))) if plain else []
         at = taken = 0
         while at < len(chunk):
@@ -340,7 +443,7 @@ class Producer:
             else:
                 # The record that ends a batch, or is due, or is not plain.
                 to = at + 1
-                self._send(Item(chunk[at]), before + at)
+                yield from self._send(Item(chunk[at]), before + at)
             at = to
             taken = bounds[at - 1] if plain else 0
 
@@ -355,55 +458,84 @@ class Producer:
     def _seal(self) -> None:
         """Encode the open batch, put it on its way and open the next."""
         self._resume()
-        batch, following = self._batch, _Batch(self)
-        call = Call(Appended, append=(self._id, self._sequence))
-        payload = batch.columns.encode(self._id, self._sequence)
-        size, count = len(payload), len(self._values)
-        values, nothing = following.columns.values, Columns()
         now = monotonic()
+        self._leave_idle_id(now)
+        who, batch, following = self._who, self._batch, Batch(self)
+        old, sequence, count = self._old, self._sequence, len(self._values)
+        call = Call(Appended, append=(who.id, sequence))
+        append = Append(self._log_id, after=None if old else self._after)
+        payload = batch.columns.encode(who.id, sequence, who.epoch)
+        size = len(payload)
+        start = _Start(batch, call, append, payload)
+        values, nothing = following.columns.values, Columns()
         # An interrupt comes at a call: before all of these stores, or behind them.
         if not self._unacknowledged:
             self._heard = now
         batch.call = call
         batch.bytes = size
+        batch.count = count
+        batch.sequence = sequence
         batch.columns = nothing  # its values are in the payload now
-        self._sealed = (batch, payload)
+        self._sealed = (start,)
         self._unacknowledged += size
-        self._sequence += count
+        if old:
+            self._sequence = self._known + 1
+        else:
+            self._after = sequence + count - 1
+            self._sequence = sequence + count
         self._batch = following
         self._values = values
         self._room = self._fill
+        self._plain_max = self._record_max
+        self._old = False
         self._due = now + self._linger
         self._resume()
 
-    def _resume(self) -> None:
-        """Put the batch that was sealed on its way: now, or after the interrupt that came then."""
-        if self._sealed is None:
-            return
-        batch, payload = self._sealed
-        if batch not in self._under_way:
-            self._under_way.append(batch)
-        # Nothing has been written since: it is either in there, or was never put there.
-        if not any(piece is payload for piece in self._transport.session.outgoing):
-            assert batch.call is not None, "it is sealed"
-            self._transport.session.start(batch.call, Append(self._log_id), payload)
-        self._sealed = None
+    def _leave_idle_id(self, now: float) -> None:
+        """The server forgets an id that has no name: be first."""
+        idle = not self._under_way and self._after >= 0 and now > self._heard + IDLE_SECONDS
+        if idle and self._who.name is None:
+            self._number_anew(new_producer_id())
 
-    def _push(self, deadline: float | None) -> None:
+    def _number_anew(self, producer: int) -> None:
+        # No call in here: see _seal.
+        self._who.id = producer
+        self._sequence = 0
+        self._after = -1
+
+    def _resume(self) -> None:
+        """Put what was sealed on its way: now, or after the interrupt that came then."""
+        if not self._sealed:
+            return
+        for batch, call, append, payload in self._sealed:
+            if batch not in self._under_way:
+                self._under_way.append(batch)
+            batch.payload = payload
+            if batch.call is not None and batch.call is not call:
+                batch.call.fail(ConnectionLost("sent again under another id"))
+            batch.call = call
+            # Nothing has been written since: it is either in there, or was never put there.
+            if not any(piece is payload for piece in self._transport.session.outgoing):
+                self._transport.session.start(call, append, payload)
+        self._sealed = ()
+
+    def _push(self, deadline: float | None) -> Steps[None]:
         """Seal the open batch, and wait until there is room for another."""
         if self._values:
-            if not self._wait(lambda: len(self._under_way) < IN_FLIGHT_MAX, deadline):
+            free = self._wait(lambda: len(self._under_way) < IN_FLIGHT_MAX, deadline)
+            if not (yield from free):
                 raise TimedOut(f"{IN_FLIGHT_MAX} batches are under way and none is acknowledged")
-            self._seal()
-            self._transport.serve()
+            if self._values:  # it fails unsent when what is under way does
+                self._seal()
+                self._transport.serve()
         self._reap()
-        if not self._wait(self._has_room, deadline):
+        if not (yield from self._wait(self._has_room, deadline)):
             raise TimedOut(f"{self._unacknowledged} bytes are not acknowledged yet")
 
     def _has_room(self) -> bool:
         return not self._under_way or self._unacknowledged + self._fill <= self._buffer_bytes
 
-    def _wait(self, done: Callable[[], bool], deadline: float | None) -> bool:
+    def _wait(self, done: Callable[[], bool], deadline: float | None) -> Steps[bool]:
         """Until ``done()``; False when the deadline has passed.
 
         The client's timeout bounds the server's silence, not the whole wait: with many batches in
@@ -418,7 +550,7 @@ class Producer:
         while not settled():
             limit = None if patience is None else self._heard + patience
             ends = [moment for moment in (limit, deadline) if moment is not None]
-            if self._transport.wait(settled, min(ends, default=None)):
+            if (yield Wait(settled, min(ends, default=None))):
                 continue
             now = monotonic()
             if patience is not None and now >= self._heard + patience:
@@ -427,28 +559,37 @@ class Producer:
                 return False
         return True
 
-    def _done(self, batch: _Batch) -> bool:
-        if batch.call is None or not batch.call.done:
+    def _done(self, batch: Batch) -> bool:
+        if not self._is_settled(batch):
             self._transport.serve()
-        return batch.call is not None and batch.call.done
+        return self._is_settled(batch)
 
-    def _answer(self, batch: _Batch, timeout: float | None) -> Appended:
-        deadline = until(timeout)
-        if batch.call is None:
-            self._begin()
-            self._push(deadline)
-        call = batch.call
-        assert call is not None, "the open batch has just been sealed"
-        if not self._wait(lambda: call.done, deadline):
-            raise TimedOut("not acknowledged yet")
-        return call.get()
+    def _is_settled(self, batch: Batch) -> bool:
+        """Its call is answered, and will not be made again."""
+        self._reap()
+        return batch.call is not None and batch.call.done and batch.payload is None
+
+    def _answer(self, batch: Batch, timeout: float | None) -> Steps[Appended]:
+        if not self._is_settled(batch):
+            deadline = until(timeout)
+            if batch.call is None:
+                self._begin()
+                yield from self._push(deadline)
+            if not (yield from self._wait(lambda: self._is_settled(batch), deadline)):
+                raise TimedOut("not acknowledged yet")
+        assert batch.call is not None, "it is settled"
+        return batch.call.get()
 
     def _give_up(self) -> None:
         reason = f"{self._transport.address} did not answer within {self._transport.timeout} s"
+        lost = self._transport.session.lost is not None
         for batch in self._under_way:
-            if batch.call is not None and (error := batch.call.unknown(reason)):
-                batch.call.fail(error)
+            if batch.call is not None:
+                unsent = ConnectionLost(reason) if lost else TimedOut(reason)
+                batch.call.fail(batch.call.unknown(reason) or unsent)
         self._reap()
+
+    # --- what became of it --------------------------------------------------------------------
 
     def _reap(self) -> None:
         """Take note of the batches that are settled, from the oldest on."""
@@ -459,14 +600,93 @@ class Producer:
             assert call is not None, "an open batch is not under way"
             if not call.done:
                 return
-            under_way.popleft()
-            self._unacknowledged -= batch.bytes
-            self._heard = monotonic()
             if call.answer is not None:
-                self._end = call.answer.end
-            elif self._failure is None:
-                self._failure = call.error
-                self._due = 0.0  # the next send leaves the fast path, and raises it
+                self._note_accepted(batch, call.answer)
+            elif self._is_forgotten(batch, call):
+                self._send_again()
+                return
+            else:
+                self._note_failed(batch, call)
+            self._heard = monotonic()
+            batch.payload = None
+            self._unacknowledged -= batch.bytes
+            batch.bytes = 0
+            under_way.popleft()  # last: an interrupt before it leaves all of this to be done again
+
+    def _note_accepted(self, batch: Batch, answer: Appended) -> None:
+        ends = [first + records for _, records, first, _ in answer.parts]
+        self._end = max(self._end, answer.end, *ends)
+        if self._who.name is not None:
+            self._accepted = max(self._accepted, batch.sequence + batch.count - 1)
+
+    def _note_failed(self, batch: Batch, call: Call[Appended]) -> None:
+        error = call.error
+        assert error is not None, "it is done, and not answered"
+        if batch.behind is not None:
+            if isinstance(error, Conflict):
+                call.error = batch.behind
+            return
+        behind = _behind(error)
+        for each in self._under_way:
+            if each is not batch:
+                each.behind = behind
+        self._drop_open(behind)
+        if isinstance(error, Fenced):
+            self._fenced = error
+        if self._who.name is None:
+            self._number_anew(new_producer_id())
+        else:
+            self._who.ready = False
+            self._room = -1
+        if self._failure is None:
+            self._failure = error
+        self._due = 0.0  # the next send leaves the fast path, and raises it
+
+    def _drop_open(self, error: RlogError) -> None:
+        """The open batch fails, unsent."""
+        if not self._values:
+            return
+        batch, following, nothing = self._batch, Batch(self), Columns()
+        values = following.columns.values
+        call = Call(Appended)
+        call.fail(error)
+        # No call from here on: see _seal.
+        batch.call = call
+        batch.columns = nothing
+        self._batch = following
+        self._values = values
+        self._room = self._fill
+        self._plain_max = self._record_max
+        self._old = False
+
+    def _is_forgotten(self, batch: Batch, call: Call[Appended]) -> bool:
+        """It does not follow, although nothing before it has failed: the server has lost what was
+        not synced, or has forgotten this id.
+        """
+        fresh = batch.behind is None and not batch.again and self._who.name is None
+        return fresh and isinstance(call.error, Conflict)
+
+    def _send_again(self) -> None:
+        """Once, in order, and under a fresh id: nothing of it can be in the log."""
+        producer, sequence = new_producer_id(), 0
+        starts = []
+        for batch in self._under_way:
+            call = Call(Appended, append=(producer, sequence))
+            append = Append(self._log_id, after=sequence - 1)
+            assert batch.payload is not None, "it is under way"
+            payload = renumbered(batch.payload, producer, sequence)
+            starts.append(_Start(batch, call, append, payload))
+            batch.sequence = sequence
+            sequence += batch.count
+        sealed = tuple(starts)
+        # No call from here on: see _seal.
+        self._who.id = producer
+        self._sequence = sequence
+        self._after = sequence - 1
+        self._sealed = sealed
+        for batch in self._under_way:
+            batch.again = True
+        self._resume()
 
     def _raise_failure(self) -> None:
         failure, self._failure = self._failure, None

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 from struct import Struct as Layout
-from typing import Any, ClassVar, Final, NamedTuple
+from typing import Any, ClassVar, Final, Literal, NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -127,11 +127,20 @@ class DeleteLog(Control):
 
 
 class Append(Control):
-    """Payload: one batch. -> Appended. ``expect``: the log's end, else Conflict."""
+    """Payload: one batch. -> Appended.
+
+    Whoever numbers its records (a producer id that is not 0) is told of a batch that is in the log
+    already. ``after``: the last sequence sent before this batch, -1 for none: a batch behind one
+    that was refused is a Conflict as well, so nothing can pass for a duplicate that is none.
+    ``expect``: the log's end, and ``expect_key``: the last offset of the one record's key, -1 for
+    none; else Conflict.
+    """
 
     kind: ClassVar[int] = 9
     log: int
     expect: int | None = None
+    expect_key: int | None = None
+    after: int | None = None
 
 
 class Resolve(Control):
@@ -175,9 +184,13 @@ class Unsubscribe(Control):
 
 
 class Claim(Control):
-    """-> Claimed, or Busy.
+    """-> Claimed, or Busy; while it has to wait for its turn, Queued comes first.
 
     ``start``: where a cursor that does not exist yet begins. ``token``: 16 random bytes.
+    ``standby``: wait for the claim to end. ``takeover``: end it. ``hand_seconds``: how long a
+    record may be in hand. Whoever comes back on a new connection gives the token that it had, the
+    ``epoch`` it held (0: none yet; if it is not the cursor's any more, Fenced), the offset after
+    what was ``delivered`` to it, and the ``ticket`` that it waited with.
     """
 
     kind: ClassVar[int] = 14
@@ -185,6 +198,12 @@ class Claim(Control):
     consumer: str
     start: Whence
     token: bytes
+    standby: bool = False
+    takeover: bool = False
+    hand_seconds: float | None = None
+    epoch: int = 0
+    delivered: int = 0
+    ticket: int = 0
 
 
 class Release(Control):
@@ -196,13 +215,18 @@ class Release(Control):
 
 
 class CommitCursor(Control):
-    """-> Committed. ``offset``: of the first record not done with."""
+    """-> Committed. ``offset``: of the first record not done with.
+
+    ``begun``: the offset after the highest record that is in hand from now on, 0 for none, of the
+    redriven ones neither. Should the member vanish, it is one of these that did it.
+    """
 
     kind: ClassVar[int] = 16
     log: int
     consumer: str
     epoch: int
     offset: int
+    begun: int = 0
 
 
 class SeekCursor(Control):
@@ -257,6 +281,114 @@ class ListSegments(Control):
     log: int
 
 
+class Settle(Control):
+    """-> Judged. A verdict on the record at the cursor, or on a redriven one.
+
+    ``verdict``: "commit" (of a redriven record; others are committed by CommitCursor), "skip",
+    "retry" (after ``delay`` seconds) or "park". ``attempts``: failed ones, this one included.
+    ``error``: its text, at most 4 KiB of UTF-8, and ``cause``: its class. ``exhausted``: it is that
+    of ``on_exhausted``; after ``pause_after`` such of one cause in a row the consumer is
+    paused. ``begun``: as for CommitCursor.
+    """
+
+    kind: ClassVar[int] = 23
+    log: int
+    consumer: str
+    epoch: int
+    offset: int
+    verdict: Literal["commit", "skip", "retry", "park"]
+    redriven: bool = False
+    delay: float = 0.0
+    attempts: int = 0
+    reason: str = ""
+    error: str = ""
+    cause: str = ""
+    exhausted: bool = False
+    pause_after: int | None = None
+    begun: int = 0
+
+
+class TakeRedriven(Control):
+    """-> Taken: the lowest redriven record. ``begin``: it is in hand from now on."""
+
+    kind: ClassVar[int] = 24
+    log: int
+    consumer: str
+    epoch: int
+    begin: bool = False
+
+
+class ListParked(Control):
+    """-> Listing of ParkedInfo, by offset, from ``begin`` on; at most a thousand."""
+
+    kind: ClassVar[int] = 25
+    log: int
+    consumer: str
+    begin: int = 0
+
+
+class Redrive(Control):
+    """-> Counted. ``offsets`` None: all that are parked; of others, at most a thousand at once."""
+
+    kind: ClassVar[int] = 26
+    log: int
+    consumer: str
+    offsets: list[int] | None = None
+
+
+class Evict(Control):
+    """-> Done: the claim ends now. ``member``: only if it is held under this name."""
+
+    kind: ClassVar[int] = 27
+    log: int
+    consumer: str
+    member: str | None = None
+
+
+class Resume(Control):
+    """-> Done: a paused consumer goes on, with the records that paused it first."""
+
+    kind: ClassVar[int] = 28
+    log: int
+    consumer: str
+
+
+class Extend(Control):
+    """-> Done: the hand_seconds of the record in hand begin anew."""
+
+    kind: ClassVar[int] = 29
+    log: int
+    consumer: str
+    epoch: int
+
+
+class OpenProducer(Control):
+    """-> ProducerOpened, or Busy; while it has to wait for its turn, Queued comes first.
+
+    ``producer``: the random id that a new one gets. ``exclusive``: claims the log; ``token``,
+    ``standby``, ``takeover``, ``ticket`` and ``epoch`` are then as for Claim. ``epoch`` of one that
+    is only named: the one it was opened with, to come back; another one's since is Fenced.
+    """
+
+    kind: ClassVar[int] = 30
+    log: int
+    producer: int
+    name: str | None = None
+    exclusive: bool = False
+    standby: bool = False
+    takeover: bool = False
+    token: bytes = b""
+    epoch: int = 0
+    ticket: int = 0
+
+
+class ListProducers(Control):
+    """-> Listing of ProducerInfo: the named ones, and the one that owns the log."""
+
+    kind: ClassVar[int] = 31
+    log: int
+
+
 # --- what the server answers ----------------------------------------------------------------
 
 
@@ -296,13 +428,20 @@ class Listing(Control):
 
 
 class Appended(Control):
-    """``synced``: durable when this was sent; see Receipt."""
+    """``synced``: durable when this was sent; see Receipt.
+
+    ``duplicate``: it was in the log already, at these offsets; -1 if they are no longer known, or
+    lie apart. Then ``parts`` has what is known: the index of the first record in this batch, how
+    many there are, the first one's offset, and when they were appended.
+    """
 
     kind: ClassVar[int] = 69
     first: int
     end: int
     timestamp_ns: int
     synced: bool
+    duplicate: bool = False
+    parts: list[tuple[int, int, int, int]] = []
 
 
 class Place(Control):
@@ -317,11 +456,21 @@ class Place(Control):
 
 
 class Claimed(Control):
-    """``committed``: where the cursor stands."""
+    """``committed``: where the cursor stands.
+
+    The record there has failed ``attempts`` times and is due in ``wait_seconds``. Below
+    ``one_by_one``, records are begun one at a time. ``redriven``: there are some to take.
+    ``paused``: why, if it is.
+    """
 
     kind: ClassVar[int] = 71
     epoch: int
     committed: int
+    attempts: int = 0
+    wait_seconds: float = 0.0
+    one_by_one: int = 0
+    redriven: bool = False
+    paused: str | None = None
 
 
 class Moved(Control):
@@ -349,6 +498,37 @@ class Settled(Control):
     kind: ClassVar[int] = 75
     offset: int
     end: int
+
+
+class Judged(Control):
+    """A verdict stands. ``paused``: why the consumer is paused, if it is."""
+
+    kind: ClassVar[int] = 76
+    synced: bool
+    paused: str | None = None
+
+
+class Taken(Control):
+    """A redriven record, or -1 for none; failed ``attempts`` times, due in ``wait_seconds``."""
+
+    kind: ClassVar[int] = 77
+    offset: int
+    attempts: int = 0
+    wait_seconds: float = 0.0
+
+
+class Counted(Control):
+    kind: ClassVar[int] = 78
+    count: int
+
+
+class ProducerOpened(Control):
+    """``last_sequence``: the last one accepted under this name, -1 for none."""
+
+    kind: ClassVar[int] = 79
+    producer: int
+    epoch: int
+    last_sequence: int
 
 
 class Records(Control):
@@ -380,6 +560,33 @@ class Damaged(Control):
     next: int
 
 
+class Queued(Control):
+    """Under the id of a Claim or an OpenProducer that waits for its turn; its answer comes later.
+
+    ``ticket``: its place among those who wait, to come back with.
+    """
+
+    kind: ClassVar[int] = 99
+    ticket: int
+
+
+class Recall(Control):
+    """Pushed to a consumer's holder: there are redriven records to take."""
+
+    kind: ClassVar[int] = 100
+
+
+class ParkedInfo(Struct, frozen=True):
+    """A parked record, as the server knows it. ``redriven``: it waits to be delivered again."""
+
+    offset: int
+    reason: str
+    error: str
+    attempts: int
+    parked_ns: int
+    redriven: bool
+
+
 class SegmentInfo(Struct, frozen=True):
     """A segment: its first offset, its length in bytes, and the running maximum of its append
     times.
@@ -395,12 +602,13 @@ REQUESTS: Final = (
     Hello, Ping, OpenLog, ListLogs, GetLog, AlterLog, TrimLog, DeleteLog, Append, Resolve,
     Subscribe,
     Credit, Unsubscribe, Claim, Release, CommitCursor, SeekCursor, ListCursors, GetCursor,
-    DeleteCursor, WaitSynced, ListSegments,
+    DeleteCursor, WaitSynced, ListSegments, Settle, TakeRedriven, ListParked, Redrive, Evict,
+    Resume, Extend, OpenProducer, ListProducers,
 )  # fmt: skip
 ANSWERS: Final = (
     Welcome, Error, Done, LogReply, Listing, Appended, Place, Claimed, Moved, CursorReply,
-    Committed,
-    Settled, Records, Lost, Damaged,
+    Committed, Settled, Judged, Taken, Counted, ProducerOpened, Records, Lost, Damaged, Queued,
+    Recall,
 )  # fmt: skip
 _WITH_PAYLOAD: Final = frozenset({Append.kind, Records.kind, Listing.kind})
 _encode: Final = msgspec.msgpack.Encoder().encode

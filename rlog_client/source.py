@@ -1,4 +1,4 @@
-"""Reading: what Reader and Consumer share, and what each adds.
+"""Reading: what readers and consumers share, and what a reader adds.
 
 Records come by loan (see ``protocol.Credit``), and a loan is open only inside a wait: while the
 caller's code runs nothing is under way, so a slow handler costs nobody anything. What a loan
@@ -11,73 +11,23 @@ advanced after, so that an interrupt leads at most to a batch unpacked twice and
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import os
+import math
 from abc import abstractmethod
-from collections import deque
-from collections.abc import Callable, Iterator
-from itertools import chain, islice
+from itertools import islice
 from time import monotonic
-from typing import TYPE_CHECKING, Final, Self
-
-import msgspec
+from typing import TYPE_CHECKING, ClassVar
 
 from .batch import HEADER_BYTES, Cut, InvalidBatch, decode, parse_header
-from .errors import (
-    ConnectionLost,
-    CorruptData,
-    Fenced,
-    InvalidRequest,
-    RlogError,
-    TimedOut,
-)
-from .model import (
-    COMMIT,
-    LATEST,
-    Commit,
-    Record,
-    Retry,
-    Skip,
-    Stop,
-    Verdict,
-    Whence,
-    consumer_name,
-    offset,
-)
-from .protocol import (
-    Claim,
-    Claimed,
-    CommitCursor,
-    Committed,
-    Damaged,
-    Done,
-    Moved,
-    Place,
-    Release,
-    Resolve,
-    SeekCursor,
-    Subscribe,
-    raised,
-)
+from .errors import ConnectionLost, CorruptData, Gap, OffsetOutOfRange, RlogError, TimedOut
+from .model import LATEST, Record, Whence, offset
+from .protocol import Damaged, Place, Resolve, Subscribe, raised
 from .session import LOAN_BYTES, Call, Chunk, Subscription
-from .transport import until
+from .steps import Wait, asking, overdue, until
 
 if TYPE_CHECKING:
-    from types import TracebackType
+    from collections.abc import Iterator
 
-    from .model import Global
-    from .session import Session
-    from .transport import Transport
-
-COMMITS_MAX: Final = 64  # in flight of one consumer, with wait=False
-_LOOK_SECONDS: Final = 0.001  # between looks at the socket while a handler runs again and again
-_RETRY_FIRST_SECONDS: Final = 0.5
-_RETRY_CAP_SECONDS: Final = 60.0
-
-_logger = logging.getLogger("rlog_client")
-
-Handler = Callable[[Record], Verdict | None]
+    from .steps import Link, Steps
 
 
 def check_whence(whence: object) -> Whence:
@@ -88,61 +38,52 @@ def check_whence(whence: object) -> Whence:
     return whence
 
 
-class Source(Iterator[Record]):
-    """Records of one log, in order. A context manager; for one thread at a time, but for ``stop``.
+class SourceSteps:
+    """Records of one log, in order: what every kind of source does, and what is public of it."""
 
-    Iterating ends at the end as it stood when the iteration began with ``block=False``, and waits
-    for more otherwise. A loop that is left in the middle loses nothing: the rest comes next.
-    """
+    _awaits: ClassVar = False  # whether handlers are coroutine functions
+    _loan_bytes: ClassVar = LOAN_BYTES
+    _begun: float = math.inf  # records below it may be given to a handler
 
-    def __init__(self, transport: Transport, log: str, log_id: int, block: bool) -> None:
+    def __init__(self, transport: Link, log: str, log_id: int, block: bool) -> None:
         self._transport = transport
         self._log = log
         self._log_id = log_id
         self._block = block
         self._epoch = 0
+        self._reads_as: str | None = None  # the consumer whose deliveries these are
         self._until: int | None = None
         self._subscription: Subscription | None = None
         self._place = 0  # of the next record, while there is no cut
         self._cut: Cut | None = None
         self._held: Record | None = None  # handed back: the next one to be delivered
+        self._done = 0  # the offset after the last record that process is done with
         self._postponed: RlogError | None = None  # behind records that were still good
-        self._iterating: Iterator[Record] | None = None
         self._stopped = False
         self._closed = False
         transport.sources.add(self)
 
-    # --- public -------------------------------------------------------------------------------
+    # --- the public operations ----------------------------------------------------------------
 
-    def __iter__(self) -> Iterator[Record]:
-        self._begin()
-        return chain.from_iterable(self._runs(self._final(self._block)))
+    def _start_runs(self) -> Steps[int | None]:
+        """Begin an iteration: the offset at which it ends, None for never."""
+        yield from self._begin()
+        return (yield from self._final(self._block))
 
-    def __next__(self) -> Record:
-        if self._iterating is None:
-            self._iterating = iter(self)
-        try:
-            return next(self._iterating)
-        except BaseException:
-            # Ended, failed or interrupted: the next one begins anew, at the same place.
-            self._iterating = None
-            raise
-
-    def poll(self, max_records: int = 1000, *, timeout: float | None = 0.0) -> list[Record]:
-        """At most ``max_records`` of what is here or one fetch brings, in order.
-
-        ``[]`` when there is nothing: at once, or after ``timeout`` seconds; None waits for ever.
-        """
+    def _poll(self, max_records: int, timeout: float | None) -> Steps[list[Record]]:
         if max_records < 1:
             raise ValueError(f"max_records is at least 1, not {max_records}")
-        self._begin()
+        yield from self._begin()
         deadline = until(timeout)
+        ahead = monotonic() if timeout == 0 else deadline
         records: list[Record] = []
         fetched = False
         while not self._stopped and len(records) < max_records:
             try:
                 self._check()
-                run = self._run(self._until)
+                if not records and not (yield from self._ahead(ahead)):
+                    break
+                run = self._handed_run(self._until)
             except RlogError as error:
                 if not records:
                     raise
@@ -150,62 +91,25 @@ class Source(Iterator[Record]):
                 break
             if run is not None:
                 records.extend(islice(run, max_records - len(records)))
+                if records and records[-1].redriven:
+                    break  # it is settled alone
             elif (
                 records
                 or self._at_end(self._until)
-                or (fetched and (timeout == 0 or _over(deadline)))
+                or (fetched and (timeout == 0 or over(deadline)))
             ):
                 break
             else:
                 fetched = True
-                if not (self._fetch(deadline) if timeout != 0 else self._fetch_now()):
+                fetching = self._fetch(deadline) if timeout != 0 else self._fetch_now()
+                if not (yield from fetching):
                     break
         self._handed_out(records)
         return records
 
-    def process(
-        self,
-        handler: Handler,
-        *,
-        limit: int | None = None,
-        block: bool | None = None,
-        timeout: float | None = None,
-        in_flight: int = 1,
-    ) -> int:
-        """Call ``handler`` with one record after the other, and do what its verdict says.
-
-        None and Commit: done with it. Skip: the same, and its reason goes to the log. Retry: again
-        after its delay, with ``attempt`` one higher; nothing overtakes. Stop: leave it, and return.
-        Anything else is a TypeError. An exception leaves the record for the next call and
-        propagates. At most ``in_flight`` records are done with and not yet committed.
-
-        Returns how many were completed: when that is ``limit``, on Stop and ``stop()``, when
-        ``timeout`` seconds are over (looked at between records), or at the end with
-        ``block=False`` (None: as opened). Before it returns or raises, what is done with is
-        committed.
-        """
-        if limit is not None and limit < 0:
-            raise ValueError(f"limit is at least 0, not {limit}")
-        if in_flight < 1:
-            raise ValueError(f"in_flight is at least 1, not {in_flight}")
-        deadline = until(timeout)
-        self._begin()
-        end = self._final(self._block if block is None else block)
-        try:
-            completed = self._process(handler, limit, end, deadline, in_flight)
-        except BaseException:
-            try:
-                self._settle()
-            except RlogError as error:
-                # The handler's exception is what its caller has to see.
-                _logger.warning("log %s: committing on the way out failed: %s", self._log, error)
-            raise
-        self._settle()
-        return completed
-
     @abstractmethod
-    def seek(self, whence: Whence) -> int:
-        """Go on at ``whence``: the offset of the next record. What was prefetched is dropped."""
+    def _seek(self, whence: Whence) -> Steps[int]:
+        """Go on at ``whence``: the offset of the next record."""
 
     def stop(self) -> None:
         """End iteration, ``poll``, ``process`` and every wait of this source, now and for good.
@@ -217,27 +121,16 @@ class Source(Iterator[Record]):
             cut.stop()
         self._transport.wake()
 
-    def close(self) -> None:
-        """Let go of what the server holds for this source. A second close does nothing."""
+    def _close(self) -> Steps[None]:
         if not self._closed:
             self._closed = True
             self._drop()
+        yield from ()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        try:
-            self.close()
-        except (RlogError, RuntimeError) as failed:
-            if error is None:
-                raise
-            _logger.warning("log %s: closing on the way out failed: %s", self._log, failed)
+    def disconnected(self) -> None:
+        """What was prefetched comes once more, on the next connection."""
+        if (cut := self._cut) is not None:
+            cut.stop()
 
     def forked(self) -> None:
         """In the child of a fork: what was prefetched is the parent's, too."""
@@ -246,29 +139,45 @@ class Source(Iterator[Record]):
 
     # --- what a subclass adds -----------------------------------------------------------------
 
-    def _open(self) -> None:
-        """Be ready to read; called at the beginning of every use."""
+    def _open(self) -> Steps[None]:
+        """Be ready to read; at the beginning of every use."""
+        yield from ()
 
     def _check(self) -> None:
         """Raise what stands in the way of reading on."""
         if self._closed:
             raise RuntimeError("this reader or consumer is closed")
         self._transport.check()
-        if (lost := self._transport.session.lost) is not None:
-            raise ConnectionLost(str(lost))
+        if (ended := self._transport.session.ended) is not None:
+            raise ended.with_traceback(None)
         if (subscription := self._subscription) is not None and subscription.error is not None:
             raise subscription.error.with_traceback(None)
 
     def _handed_out(self, records: list[Record]) -> None:
         """``records`` went out by ``poll``."""
 
-    def _completed(self, record: Record, in_flight: int) -> None:
-        """``process`` is done with ``record``."""
+    def _handed_run(self, end: int | None) -> Iterator[Record] | None:
+        """The next run for iteration and ``poll``; see ``_run``."""
+        return self._run(end)
 
-    def _settle(self) -> None:
-        """Wait until everything that ``process`` completed is acknowledged."""
+    def _ahead(self, deadline: float | None) -> Steps[bool]:
+        """See to what comes ahead of the stock. False: the next record is not to be had before
+        ``deadline`` or ``stop()``.
+        """
+        yield from ()
+        return True
+
+    @property
+    def _called(self) -> bool:
+        """Something has come that goes ahead of the stock."""
+        return False
 
     # --- the place ----------------------------------------------------------------------------
+
+    @property
+    def _delivered(self) -> int:
+        """The offset after the last record that was handed out."""
+        return self._place if (cut := self._cut) is None else cut.offset
 
     @property
     def _offset(self) -> int:
@@ -280,34 +189,31 @@ class Source(Iterator[Record]):
     def _at_end(self, end: int | None) -> bool:
         return end is not None and self._offset >= end
 
-    def _begin(self) -> None:
+    def _begin(self) -> Steps[None]:
         if self._closed:
             raise RuntimeError("this reader or consumer is closed")
         self._transport.check()
-        self._open()
+        yield from self._open()
         self._check()
 
-    def _final(self, block: bool) -> int | None:
+    def _final(self, block: bool) -> Steps[int | None]:
         """The offset at which reading that begins now ends; None for never."""
         if block or self._stopped:
             return self._until
-        end = self._transport.call(Resolve(self._log_id, LATEST), Place).end
+        end = (yield from asking(self._transport, Resolve(self._log_id, LATEST), Place)).end
         return end if self._until is None else min(end, self._until)
 
     # --- records ------------------------------------------------------------------------------
 
-    def _runs(self, end: int | None) -> Iterator[Iterator[Record]]:
-        """Iterators over runs of records, up to the offset ``end``."""
-        while (run := self._next_run(end, None)) is not None:
-            yield run
-
-    def _next_run(self, end: int | None, deadline: float | None) -> Iterator[Record] | None:
+    def _next_run(self, end: int | None, deadline: float | None) -> Steps[Iterator[Record] | None]:
         """The next run; None when ``end``, ``deadline`` or ``stop()`` came first."""
         while not self._stopped:
             self._check()
-            if (run := self._run(end)) is not None:
+            if not (yield from self._ahead(deadline)):
+                return None
+            if (run := self._handed_run(end)) is not None:
                 return run
-            if self._at_end(end) or not self._fetch(deadline):
+            if self._at_end(end) or not (yield from self._fetch(deadline)):
                 return None
         return None
 
@@ -316,6 +222,8 @@ class Source(Iterator[Record]):
         if self._postponed is not None:
             postponed, self._postponed = self._postponed, None
             raise postponed
+        if (subscription := self._subscription) is not None and subscription.broken:
+            self._forget()
         if self._at_end(end):
             return None
         if (held := self._held) is not None:
@@ -341,7 +249,8 @@ class Source(Iterator[Record]):
 
     def _unpack(self) -> Cut | None:
         """The next batch in stock; None when the stock is empty."""
-        assert self._subscription is not None
+        if self._subscription is None:
+            return None
         stock = self._subscription.stock
         while stock:
             chunk = stock[0]
@@ -407,68 +316,186 @@ class Source(Iterator[Record]):
 
     # --- fetching -----------------------------------------------------------------------------
 
-    def _fetch(self, deadline: float | None) -> bool:
-        """Wait for records. False: ``deadline`` or ``stop()`` came first, and nothing else."""
-        subscription = self._lend()
-        try:
-            self._transport.wait(lambda: self._stopped or not subscription.loan, deadline)
-        finally:
-            self._call_back(subscription)
-        return bool(subscription.stock) or (not self._stopped and not _over(deadline))
+    def _fetch(self, deadline: float | None) -> Steps[bool]:
+        """Wait for records, or for what goes ahead of them.
 
-    def _fetch_now(self) -> bool:
-        """Fetch what there is. False: nothing."""
+        False: ``deadline`` or ``stop()`` came first, and nothing else.
+        """
+        if not (yield from self._read_on(deadline)):
+            return False
         subscription = self._lend()
-        try:
-            # The question goes out with the loan: one round trip when there is something.
-            end = self._transport.call(Resolve(self._log_id, LATEST), Place).end
-            if end > self._offset:
-                timeout = until(self._transport.timeout)
-                self._transport.wait(lambda: self._stopped or not subscription.loan, timeout)
-        finally:
-            self._call_back(subscription)
-        return bool(subscription.stock)
+        yield from self._and_call_back(subscription, self._brought(subscription, deadline))
+        return bool(subscription.stock) or (not self._stopped and not over(deadline))
+
+    def _fetch_now(self) -> Steps[bool]:
+        """Fetch what there is. False: nothing."""
+        deadline = until(self._transport.timeout)
+        while True:
+            if not (yield from self._read_on(deadline)):
+                if self._stopped:
+                    return False
+                raise self._away()
+            subscription = self._lend()
+            yield from self._and_call_back(subscription, self._settled_if_any(subscription))
+            if not subscription.broken:
+                return bool(subscription.stock)
+            self._forget()
+
+    def _brought(self, subscription: Subscription, deadline: float | None) -> Steps[bool]:
+        """Wait as ``_settled`` does, or until something goes ahead."""
+        brought: bool = yield Wait(
+            lambda: self._stopped or self._called or not subscription.loan, deadline
+        )
+        return brought
+
+    def _settled(self, subscription: Subscription, deadline: float | None) -> Steps[bool]:
+        """Wait until the loan is settled, or ``stop()``. False: ``deadline`` came first."""
+        settled: bool = yield Wait(lambda: self._stopped or not subscription.loan, deadline)
+        return settled
+
+    def _settled_if_any(self, subscription: Subscription) -> Steps[bool]:
+        """Wait until the loan is settled, but only if there are records to settle it with."""
+        # The question goes out with the loan: one round trip when there is something.
+        end = (yield from asking(self._transport, Resolve(self._log_id, LATEST), Place)).end
+        if end <= self._offset:
+            return False
+        return (yield from self._settled(subscription, until(self._transport.timeout)))
 
     def _lend(self) -> Subscription:
         """Open a loan; one that an interrupt left behind is settled first, by the new one."""
         self._check()
         assert self._subscription is not None
-        self._transport.session.lend(self._subscription, LOAN_BYTES)
+        self._transport.session.lend(self._subscription, self._loan_bytes)
         return self._subscription
 
-    def _call_back(self, subscription: Subscription) -> None:
+    def _and_call_back(self, subscription: Subscription, waiting: Steps[bool]) -> Steps[None]:
+        """``waiting``, and whatever comes of it, the loan is called back."""
+        try:
+            yield from waiting
+        except GeneratorExit:
+            raise  # the next loan settles this one
+        except BaseException:
+            yield from self._call_back(subscription)
+            raise
+        yield from self._call_back(subscription)
+
+    def _call_back(self, subscription: Subscription) -> Steps[None]:
         """Settle the loan, so that nothing is under way while the caller's code runs."""
         if not subscription.loan:
             return
-        session = self._transport.session
-        session.lend(subscription, 0)
-        if self._stopped or session.lost is not None:
+        self._transport.session.lend(subscription, 0)
+        if self._stopped:
             self._transport.serve()
-        elif not self._transport.wait(
-            lambda: self._stopped or not subscription.loan, until(self._transport.timeout)
-        ):
+        elif not (yield from self._settled(subscription, until(self._transport.timeout))):
             raise TimedOut(f"{self._transport.address} did not settle what was asked for")
 
-    def _subscribe(self, whence: Whence, consumer: str | None) -> int:
+    def _subscribe(self, whence: Whence, consumer: str | None) -> Steps[int]:
         """Read from ``whence`` on: its offset. Refused, the old subscription stays."""
         self._transport.check()
-        session = self._transport.session
-        subscription = session.subscribe(Subscribe(self._log_id, whence, consumer))
-        try:
-            at = self._transport.finish(subscription.place).offset
-        except BaseException:
-            session.unsubscribe(subscription)
-            raise
+        deadline = until(self._transport.timeout)
+        subscription = yield from self._subscribed(
+            Subscribe(self._log_id, whence, consumer), deadline
+        )
+        if subscription is None:
+            raise self._away()
         self._drop()
-        self._subscription, self._place = subscription, at
-        return at
+        self._subscription, self._place = subscription, subscription.place.get().offset
+        return self._place
 
-    def _drop(self) -> None:
-        """Forget the subscription and what it brought."""
-        subscription, self._subscription = self._subscription, None
+    def _subscribed(
+        self, control: Subscribe, deadline: float | None, *, stops: bool = False
+    ) -> Steps[Subscription | None]:
+        """The answered subscription. None: there was no connection until ``deadline``, or, if that
+        ``stops`` it, ``stop()`` came.
+        """
+        session = self._transport.session
+        while True:
+            if not self._connected() and not (
+                yield Wait(lambda: self._connected() or (stops and self._stopped), deadline)
+            ):
+                return None
+            self._check_connected()
+            if stops and self._stopped:
+                return None
+            subscription = session.subscribe(control)
+            # From here on it is a request, and what is waited for may be over before its answer.
+            patience = until(self._transport.timeout)
+            if deadline is None:
+                patience = None
+            elif patience is not None:
+                patience = max(patience, deadline)
+            try:
+                answered = yield from self._placed(subscription.place, patience, stops)
+            except BaseException:
+                session.unsubscribe(subscription)
+                raise
+            if subscription.broken and session.ended is None:
+                continue
+            if not subscription.place.done:
+                session.unsubscribe(subscription)
+                if answered:
+                    return None
+                raise overdue(self._transport, subscription.place)
+            subscription.place.get()
+            return subscription
+
+    def _placed(self, place: Call[Place], patience: float | None, stops: bool) -> Steps[bool]:
+        placed: bool = yield Wait(lambda: place.done or (stops and self._stopped), patience)
+        return placed
+
+    def _connected(self) -> bool:
+        """What was subscribed to now would be read."""
+        return self._transport.session.greeted
+
+    def _check_connected(self) -> None:
+        """Raise why it will never be connected again."""
+        if (ended := self._transport.session.ended) is not None:
+            raise ended.with_traceback(None)
+
+    def _read_on(self, deadline: float | None) -> Steps[bool]:
+        """Subscribe once more at the place where the connection was lost. False: ``deadline`` or
+        ``stop()`` came first.
+        """
+        if (subscription := self._subscription) is not None:
+            if not subscription.broken:
+                return True
+            self._forget()
+        control = Subscribe(self._log_id, offset(self._place), self._reads_as)
+        try:
+            subscription = yield from self._subscribed(control, deadline, stops=True)
+        except OffsetOutOfRange as error:
+            raise self._gap(error) from None
+        if subscription is None:
+            return False
+        self._subscription, self._place = subscription, subscription.place.get().offset
+        return True
+
+    def _gap(self, error: OffsetOutOfRange) -> OffsetOutOfRange:
+        """``error``: of a place where this source stood before."""
+        first, end = self._place, error.first
+        if first >= end:
+            return error
+        self._place = end
+        text = f"log {self._log}: offsets {first} to {end} are gone"
+        return Gap(text, first=first, end=end)
+
+    def _away(self) -> RlogError:
+        lost = self._transport.session.lost
+        return ConnectionLost(
+            f"no connection to {self._transport.address} within {self._transport.timeout} s: {lost}"
+        )
+
+    def _forget(self) -> None:
+        """Its connection is lost: what it brought and was not handed out comes once more."""
+        self._subscription = None
         if (cut := self._cut) is not None:
             self._place, self._cut = cut.offset, None
             cut.stop()  # a loop that still runs over it must not hand out the rest
+
+    def _drop(self) -> None:
+        """Forget the subscription and what it brought, and what was to be delivered next."""
+        subscription = self._subscription
+        self._forget()
         self._held = self._postponed = None
         if subscription is not None:
             self._transport.session.unsubscribe(subscription)
@@ -478,345 +505,32 @@ class Source(Iterator[Record]):
         if subscription is not None:
             self._transport.post(lambda session: session.unsubscribe(subscription))
 
-    # --- process ------------------------------------------------------------------------------
 
-    def _process(
-        self,
-        handler: Handler,
-        limit: int | None,
-        end: int | None,
-        deadline: float | None,
-        in_flight: int,
-    ) -> int:
-        completed = 0
-        cut: Cut | None = None
-        run: Iterator[Record] = iter(())
-        while limit is None or completed < limit:
-            if self._stopped or _over(deadline):
-                break
-            record = self._held
-            if record is None:
-                # The run is only good for the cut that it was made of: a handler may seek.
-                record = next(run, None) if cut is self._cut else None
-                if record is None:
-                    found = self._next_run(end, deadline)
-                    if found is None:
-                        break
-                    run, cut = found, self._cut
-                    continue
-            # Held until its verdict is in, so that whatever happens it is the next one again.
-            self._held = record
-            try:
-                verdict = handler(record)
-                if verdict is None:
-                    verdict = COMMIT
-                elif not isinstance(verdict, Commit | Skip | Retry | Stop):
-                    raise TypeError(f"a handler returns a verdict or None, not {verdict!r}")
-            except Exception:
-                self._count(record)
-                raise
-            if isinstance(verdict, Commit | Skip):
-                if self._held is record:  # not if the handler moved this source elsewhere
-                    self._held = None
-                completed += 1
-                if isinstance(verdict, Skip):
-                    _logger.info("log %s: skipped %d: %s", self._log, record.offset, verdict.reason)
-                self._completed(record, in_flight)
-            elif isinstance(verdict, Stop):
-                break
-            else:
-                self._count(record)
-                self._settle()
-                self._pause(_delay(verdict, record.attempt), deadline)
-        return completed
-
-    def _count(self, record: Record) -> None:
-        """One more failed attempt at the record in hand."""
-        if self._held is record:
-            self._held = msgspec.structs.replace(record, attempt=record.attempt + 1)
-
-    def _pause(self, seconds: float, deadline: float | None) -> None:
-        end = monotonic() + seconds
-        end = end if deadline is None else min(end, deadline)
-        self._transport.wait(lambda: self._stopped, end)
-        self._check()
-
-
-def _over(deadline: float | None) -> bool:
+def over(deadline: float | None) -> bool:
     return deadline is not None and monotonic() >= deadline
 
 
-def _delay(verdict: Retry, attempt: int) -> float:
-    """Seconds until the next attempt; with jitter, so that many clients do not come back as one."""
-    if verdict.delay is not None:
-        return max(0.0, verdict.delay)
-    delay = min(_RETRY_CAP_SECONDS, _RETRY_FIRST_SECONDS * 2.0 ** min(attempt - 1, 16))
-    return delay * (0.75 + os.urandom(1)[0] / 1024)
+class ReaderSteps(SourceSteps):
+    """A source whose place is the client's own. It reads once ``_begin_at`` is done."""
 
-
-class Reader(Source):
-    """A source whose place is the client's own. Made, and placed, by ``Log.reader``."""
-
-    def __init__(
-        self,
-        transport: Transport,
-        log: str,
-        log_id: int,
-        whence: Whence,
-        *,
-        until: Whence | None,
-        block: bool,
-    ) -> None:
-        super().__init__(transport, log, log_id, block)
-        self._subscribe(check_whence(whence), None)
-        if until is not None:
-            check_whence(until)
+    def _begin_at(self, whence: Whence, end: Whence | None) -> Steps[None]:
+        yield from self._subscribe(check_whence(whence), None)
+        if end is not None:
+            check_whence(end)
             # An offset means itself, also one that the log has not reached yet.
-            self._until = (
-                until.value
-                if until.kind == "offset"
-                else transport.call(Resolve(log_id, until), Place).offset
-            )
+            if end.kind == "offset":
+                self._until = end.value
+            else:
+                resolve = Resolve(self._log_id, end)
+                self._until = (yield from asking(self._transport, resolve, Place)).offset
 
     @property
     def offset(self) -> int:
         """Of the next record."""
         return self._offset
 
-    def seek(self, whence: Whence) -> int:
-        """Go on at ``whence``: the offset of the next record. What was prefetched is dropped."""
+    def _seek(self, whence: Whence) -> Steps[int]:
         if self._closed:
             raise RuntimeError("this reader is closed")
         self._check()
-        return self._subscribe(check_whence(whence), None)
-
-
-class Consumer(Source):
-    """A source with a durable cursor on the server, of which there is one holder at a time.
-
-    Claims at ``with`` or first use: Busy while somebody else holds it. Holds until ``close``, the
-    end of the ``with``, its client's close or garbage collection. Once the claim is lost, every use
-    is Fenced.
-    """
-
-    def __init__(
-        self,
-        transport: Transport,
-        log: str,
-        log_id: int,
-        consumer_id: str | Global,
-        *,
-        start: Whence,
-        block: bool,
-        autocommit: bool,
-    ) -> None:
-        super().__init__(transport, log, log_id, block)
-        self._consumer = consumer_name(consumer_id)
-        self._start = check_whence(start)
-        self._autocommit = autocommit
-        self._claimed = False
-        self._last: Record | None = None  # handed out, and committed when the next is asked for
-        self._acknowledged = 0  # the offset after the last record whose commit was acknowledged
-        self._done = 0  # the offset after the last record that process is done with
-        self._asked = 0  # what the last commit sent was for
-        self._commits: deque[tuple[int, Call[Committed]]] = deque()  # in flight
-        self._next_look = 0.0
-
-    # --- public -------------------------------------------------------------------------------
-
-    @property
-    def epoch(self) -> int:
-        """Of the claim; it rises with every claim and seek. Claims if that was not done yet."""
-        self._begin()
-        return self._epoch
-
-    @property
-    def committed(self) -> int:
-        """The offset after the last acknowledged commit. Claims if that was not done yet."""
-        self._begin()
-        return self._acknowledged
-
-    def commit(self, record: Record, *, wait: bool = True) -> None:
-        """Commit everything up to and including ``record``.
-
-        With ``wait=False`` an error surfaces at the next use, or in ``close``. Fenced: the record
-        was delivered under an older epoch. InvalidRequest: it is of another log.
-        """
-        self._begin()
-        if record.log != self._log:
-            raise InvalidRequest(f"a record of log {record.log}; this consumes {self._log}")
-        if record.epoch != self._epoch:
-            raise self._fenced(f"delivered under epoch {record.epoch}", self._epoch)
-        if self._held is not None and self._held.offset <= record.offset:
-            self._held = None
-        self._send_commit(record.offset + 1)
-        if wait:
-            self._await_commits(0)
-        else:
-            self._go_on()
-
-    def seek(self, whence: Whence) -> int:
-        """Move the cursor: the offset of the next record. Records handed out before are Fenced."""
-        check_whence(whence)
-        self._begin()
-        self._await_commits(0)
-        moved = self._transport.call(
-            SeekCursor(self._log_id, self._consumer, whence, self._epoch), Moved
-        )
-        self._epoch = moved.epoch
-        self._last = None
-        self._acknowledged = self._done = moved.after
-        self._drop()
-        return self._attach()
-
-    def close(self) -> None:
-        """Wait for outstanding commits and release the claim. What was prefetched is dropped."""
-        if self._closed:
-            return
-        self._closed = True
-        self._drop()
-        if not self._claimed:
-            return
-        self._claimed = False
-        if self._transport.session.lost is not None and not self._commits:
-            return  # the claim went with the connection
-        try:
-            self._await_commits(0)
-        finally:
-            if self._transport.session.lost is None:
-                with contextlib.suppress(ConnectionLost):  # then the claim went with it
-                    self._transport.call(Release(self._log_id, self._consumer), Done)
-
-    def __enter__(self) -> Self:
-        self._begin()
-        return self
-
-    def __iter__(self) -> Iterator[Record]:
-        records = super().__iter__()
-        return self._committing(records) if self._autocommit else records
-
-    def __del__(self) -> None:
-        super().__del__()
-        if getattr(self, "_claimed", False):
-            log, name = self._log_id, self._consumer
-            self._transport.post(lambda session: _release(session, log, name))
-
-    # --- the claim ----------------------------------------------------------------------------
-
-    def _open(self) -> None:
-        if not self._claimed:
-            claim = Claim(self._log_id, self._consumer, self._start, os.urandom(16))
-            try:
-                claimed = self._transport.call(claim, Claimed)
-            except (TimedOut, KeyboardInterrupt):
-                # It may still be granted: to nobody.
-                _release(self._transport.session, self._log_id, self._consumer)
-                raise
-            self._claimed = True
-            self._epoch = claimed.epoch
-            self._acknowledged = self._done = claimed.committed
-        if self._subscription is None:
-            self._attach()
-        else:
-            self._transport.serve()  # the claim may have been lost since: then the stock is void
-        self._commit_last()
-
-    def _attach(self) -> int:
-        """Read from the cursor on."""
-        return self._subscribe(offset(self._acknowledged), self._consumer)
-
-    def _check(self) -> None:
-        super()._check()
-        if (subscription := self._subscription) is not None and subscription.lost is not None:
-            raise self._fenced("the claim is lost", subscription.lost.epoch)
-        self._reap_commits()
-
-    def _fenced(self, reason: str, epoch: int) -> Fenced:
-        return Fenced(f"consumer {self._consumer} of log {self._log}: {reason}", epoch=epoch)
-
-    # --- commits ------------------------------------------------------------------------------
-
-    def _send_commit(self, done: int) -> None:
-        commit = CommitCursor(self._log_id, self._consumer, self._epoch, done)
-        self._asked = done
-        self._commits.append((done, self._transport.request(commit, Committed)))
-
-    def _reap_commits(self) -> None:
-        """Take note of the answered ones. Raises the first error."""
-        while self._commits and (head := self._commits[0])[1].done:
-            done, call = self._commits.popleft()
-            assert head[1] is call
-            call.get()
-            self._acknowledged = max(self._acknowledged, done)
-
-    def _await_commits(self, count: int) -> None:
-        """Wait until at most ``count`` are in flight."""
-        while len(self._commits) > count:
-            call = self._commits[0][1]
-            try:
-                self._transport.finish(call)
-            except RlogError:
-                self._commits.popleft()
-                raise
-            self._reap_commits()
-        self._reap_commits()
-
-    def _go_on(self) -> None:
-        """Send what was asked for, and wait only when too much is in flight."""
-        self._transport.serve()
-        if len(self._commits) > COMMITS_MAX:
-            self._await_commits(COMMITS_MAX // 2)
-
-    def _committing(self, records: Iterator[Record]) -> Iterator[Record]:
-        for record in records:
-            self._last = record
-            yield record
-            self._commit_last()
-
-    def _commit_last(self) -> None:
-        last, self._last = self._last, None
-        if last is not None and last.epoch == self._epoch:
-            self._send_commit(last.offset + 1)
-            self._go_on()
-
-    def _handed_out(self, records: list[Record]) -> None:
-        if self._autocommit and records:
-            self._last = records[-1]
-
-    def _completed(self, record: Record, in_flight: int) -> None:
-        """One commit is in flight at a time; the next one carries all that was completed since."""
-        if record.epoch != self._epoch:
-            return  # its handler moved the cursor elsewhere
-        self._done = record.offset + 1
-        open_records = self._done - self._acknowledged
-        if open_records < in_flight:
-            # Slow handlers look at the socket every time, fast ones a thousand times a second or
-            # when half of what may be in flight is: then the answer comes while they go on.
-            now = monotonic()
-            if now < self._next_look and self._done - self._asked < in_flight // 2:
-                return
-            self._next_look = now + _LOOK_SECONDS
-            if self._commits:
-                self._transport.serve()
-                self._reap_commits()
-            if not self._commits:
-                self._send_commit(self._done)
-                self._transport.serve()
-            return
-        self._await_commits(0)
-        if self._done > self._acknowledged:
-            self._send_commit(self._done)
-            if self._done - self._acknowledged >= in_flight:
-                self._await_commits(0)
-            else:
-                self._transport.serve()
-
-    def _settle(self) -> None:
-        self._await_commits(0)
-        if self._done > self._acknowledged and self._claimed:
-            self._send_commit(self._done)
-            self._await_commits(0)
-
-
-def _release(session: Session, log: int, consumer: str) -> None:
-    session.start(Call(Done), Release(log, consumer))
+        return (yield from self._subscribe(check_whence(whence), None))

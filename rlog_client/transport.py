@@ -7,28 +7,40 @@ An interrupt can strike between any two bytecodes, most likely right after a sys
 ended. So what a system call did is recorded by the same C call that made it (``_record``), before
 an exception can get in, and taken into account at the beginning of the next step: an interrupted
 send goes on where it stopped. Should one strike in the few microseconds in which an answer is
-being taken in, the connection is given up: what it carries is no longer known.
+being taken in, the connection is given up, since what it carries is no longer known, and the next
+one goes on with what had no answer.
+
+A lost connection is replaced inside the same waits, at growing intervals, and they go on: an
+attempt to connect is one more thing to poll for. Nothing of it happens between two calls.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import logging
 import os
+import random
 import socket
 import threading
+from abc import ABC, abstractmethod
 from itertools import islice
 from select import POLLIN, POLLOUT, poll
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
 from weakref import WeakSet
 
-from .errors import ConnectionLost, TimedOut
+from .errors import ConnectionLost
 from .protocol import DEFAULT_PORT, Control, ProtocolError
-from .session import AnswerT, Buffer, Call, Session
+from .session import TRY_SECONDS, AnswerT, Buffer, Call, Session, retry_seconds
+from .steps import Wait, asking, finishing
+from .steps import until as until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
+    from .steps import Prefetching, Steps, Tended
 
 DEFAULT_URL: Final = f"rlog://127.0.0.1:{DEFAULT_PORT}"
 RECEIVE_BYTES: Final = 64 * 1024
@@ -41,6 +53,11 @@ _KEEPALIVE: Final = (
     ("TCP_KEEPCNT", 2),
     ("TCP_USER_TIMEOUT", 15_000),
 )
+
+_logger = logging.getLogger("rlog_client")
+
+_Argument = TypeVar("_Argument")
+_Result = TypeVar("_Result")
 
 
 class Address(NamedTuple):
@@ -91,23 +108,6 @@ def parse_url(url: str | None = None) -> Address:
     return Address(host, DEFAULT_PORT if port is None else port)
 
 
-def until(timeout: float | None) -> float | None:
-    """The moment, on the monotonic clock, at which ``timeout`` seconds from now are over."""
-    return None if timeout is None else monotonic() + timeout
-
-
-class Tended(Protocol):
-    """What wants to be looked at on every call into the client."""
-
-    def tend(self, now: float) -> None: ...
-
-
-class Prefetching(Protocol):
-    """What hands out records that have come before."""
-
-    def forked(self) -> None: ...
-
-
 _open: Final[WeakSet[Transport]] = WeakSet()
 
 
@@ -120,43 +120,59 @@ def _after_fork_in_child() -> None:
 os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-class Transport:
-    """A greeted connection. ``timeout``: seconds for connecting, and for each request."""
+class Transport(ABC):
+    """A greeted connection. ``timeout``: seconds for connecting, and for each request.
 
-    def __init__(self, address: Address, name: str, timeout: float | None) -> None:
+    What is behind it is the subclass's affair: a socket here, a broker in this process elsewhere.
+    """
+
+    def __init__(self, address: object, name: str, timeout: float | None) -> None:
+        """``address``: of what it talks to, as texts name it."""
         self.address = address
+        self.name = name
         self.timeout = timeout
         self.tended: WeakSet[Tended] = WeakSet()
         self.sources: WeakSet[Prefetching] = WeakSet()
-        self.session = Session(name)
+        self.session = Session(name, monotonic)
+        self._greeted_before = False  # from then on a lost connection is replaced
         self._closed = ""
         self._inside = threading.Lock()
         self._thread = threading.get_ident()  # that used it last
         self._posted: list[Callable[[Session], object]] = []
-        # What system calls did and nobody has taken in yet: bytes sent, filled, received.
-        self._sent: list[int] = []
-        self._filled: list[int] = []
-        self._received: list[bytes] = []
-        deadline = until(timeout)
-        self._socket = _connect(address, deadline)
-        self._waker, self._woken = socket.socketpair()
-        for each in (self._socket, self._waker, self._woken):
-            each.setblocking(False)
-        self._poll = poll()
-        self._mask = 0  # what the socket is watched for
-        self._poll.register(self._woken, POLLIN)
+
+    # --- what a subclass adds -----------------------------------------------------------------
+
+    @abstractmethod
+    def clone(self) -> Transport:
+        """Another connection to the same server."""
+
+    @abstractmethod
+    def _write(self) -> None:
+        """Put on its way what the session has to send, as far as that needs no wait."""
+
+    @abstractmethod
+    def _look(self, seconds: float | None) -> bool:
+        """Wait for something to come or a wake-up, and take it in. False: nothing came."""
+
+    @abstractmethod
+    def wake(self) -> None:
+        """Have the wait under way, or the next one, ask its ``done`` again. From any thread."""
+
+    @abstractmethod
+    def _hang_up(self) -> None:
+        """Let go of what is behind it; perhaps in the child of a fork."""
+
+    def _greet(self, deadline: float | None) -> None:
         _open.add(self)
+        greeting = self.session.greeting
         try:
-            self._greet(deadline)
+            if not self.wait(lambda: greeting.done, deadline):
+                raise ConnectionLost(f"no greeting from {self.address} within {self.timeout} s")
+            greeting.get()
+            self._greeted_before = True
         except BaseException:
             self.close()
             raise
-
-    def _greet(self, deadline: float | None) -> None:
-        greeting = self.session.greeting
-        if not self.wait(lambda: greeting.done, deadline):
-            raise ConnectionLost(f"no greeting from {self.address} within {self.timeout} s")
-        greeting.get()
 
     # --- asking -------------------------------------------------------------------------------
 
@@ -171,14 +187,11 @@ class Transport:
 
     def call(self, control: Control, expects: type[AnswerT]) -> AnswerT:
         """Ask, and wait for the answer. Raises its error; TimedOut after the client's timeout."""
-        return self.finish(self.request(control, expects))
+        return self.run(asking(self, control, expects))
 
     def finish(self, call: Call[AnswerT]) -> AnswerT:
         """The answer. After the client's timeout TimedOut, for an append OutcomeUnknown."""
-        if not call.done and not self.wait(lambda: call.done, until(self.timeout)):
-            reason = f"{self.address} did not answer within {self.timeout} s"
-            call.fail(call.unknown(reason) or TimedOut(reason))
-        return call.get()
+        return self.run(finishing(self, call))
 
     def post(self, action: Callable[[Session], object]) -> None:
         """For finalizers, which run in any thread at any moment: done now if this is the client's
@@ -196,20 +209,43 @@ class Transport:
 
     # --- waiting ------------------------------------------------------------------------------
 
+    def run(self, steps: Steps[_Result]) -> _Result:
+        """Do ``steps``, and wait for what they wait for: their result.
+
+        What interrupts a wait is raised inside them: they clean up before it comes out of here.
+        """
+        try:
+            asked = next(steps)
+            while True:
+                assert isinstance(asked, Wait), "nothing blocking returns an awaitable"
+                try:
+                    answer = self.wait(asked.done, asked.deadline)
+                except BaseException as error:
+                    asked = steps.throw(error)
+                else:
+                    asked = steps.send(answer)
+        except StopIteration as ended:
+            result: _Result = ended.value
+            return result
+        finally:
+            # Interrupted between two waits they are abandoned: now, not when the traceback goes.
+            steps.close()
+
     def wait(self, done: Callable[[], bool], deadline: float | None = None) -> bool:
         """Serve the connection until ``done()`` (True), or until ``deadline`` has passed (False).
 
-        A lost connection ends it too: by then whatever was in flight has failed.
+        The end of the session ends it too: by then whatever was in flight has failed.
         """
+        session = self.session
         with self._entered():
             self._tend()
-            while not done() and self.session.lost is None:
+            while not done() and session.ended is None:
                 self._write()
                 left = None if deadline is None else max(0.0, deadline - monotonic())
                 if not self._look(left) and left == 0.0:
                     return done()
-            if self.session.lost is not None:
-                self.session.break_off("")  # all of it, should an interrupt have stopped it
+            if session.ended is not None:
+                session.break_off("")  # all of it, should an interrupt have stopped it
         return True
 
     def serve(self) -> None:
@@ -218,12 +254,6 @@ class Transport:
             self._tend()
             self._write()
             self._look(0.0)
-
-    def wake(self) -> None:
-        """Have the wait under way, or the next one, ask its ``done`` again. From any thread."""
-        # A full pipe wakes as well; a closed one has nobody to wake.
-        with contextlib.suppress(OSError):
-            self._waker.send(b"\0")
 
     @property
     def closed(self) -> bool:
@@ -253,7 +283,7 @@ class Transport:
                 each.tend(now)
 
     def close(self) -> None:
-        """Close the socket: the server ends every claim of this connection. Waits for nothing."""
+        """End the connection: the server ends every claim of it. Waits for no answer."""
         if not self._closed:
             with self._inside if not self._inside.locked() else contextlib.nullcontext():
                 if self.session.lost is None and self.session.outgoing:
@@ -271,24 +301,183 @@ class Transport:
     def _shut(self, reason: str) -> None:
         self._closed = reason
         self.session.break_off(reason)
+        self._hang_up()
+
+    def _lose(self, reason: str) -> None:
+        self.session.break_off(f"lost the connection to {self.address}: {reason}")
+
+
+class SocketTransport(Transport):
+    """Over TCP or a Unix socket, and over another one when that is lost."""
+
+    def __init__(self, address: Address, name: str, timeout: float | None) -> None:
+        super().__init__(address, name, timeout)
+        self._where = address
+        # What system calls did and nobody has taken in yet: bytes sent, filled, received.
+        self._sent: list[int] = []
+        self._filled: list[int] = []
+        self._received: list[bytes] = []
+        self._away = False  # lost, and not greeted again since
+        self._tries = 0  # that failed in a row
+        self._try_at = 0.0  # when the next one begins
+        self._give_up_at = 0.0  # when the one under way has taken too long
+        self._connecting = False
+        self._candidates: list[tuple[int, Any]] = []  # what the name resolved to, not tried yet
+        deadline = until(timeout)
+        self._socket = _connect(address, deadline)
+        self._waker, self._woken = socket.socketpair()
+        for each in (self._socket, self._waker, self._woken):
+            each.setblocking(False)
+        self._poll = poll()
+        self._mask = 0  # what the socket is watched for
+        self._poll.register(self._woken, POLLIN)
+        self._greet(deadline)
+
+    def clone(self) -> SocketTransport:
+        return SocketTransport(self._where, self.name, self.timeout)
+
+    def wake(self) -> None:
+        """Have the wait under way, or the next one, ask its ``done`` again. From any thread."""
+        # A full pipe wakes as well; a closed one has nobody to wake.
+        with contextlib.suppress(OSError):
+            self._waker.send(b"\0")
+
+    def _hang_up(self) -> None:
         for each in (self._socket, self._waker, self._woken):
             each.close()
 
-    # --- the socket ---------------------------------------------------------------------------
+    # --- coming back --------------------------------------------------------------------------
+
+    def _lose(self, reason: str) -> None:
+        """The connection is lost. Interrupted, it is done again."""
+        session = self.session
+        useful = session.greeted and session.taken > 0
+        if session.lost is None:
+            self._tries = 0 if useful else self._tries
+            self._try_later()
+        self._disconnect()
+        if self._sent:
+            session.outgoing.clear()  # nobody knows what of it has left
+        self._sent.clear()
+        self._received.clear()
+        self._filled.clear()
+        if not self._greeted_before:
+            session.break_off(f"lost the connection to {self.address}: {reason}")
+            return
+        session.lose(f"lost the connection to {self.address}: {reason}")
+        for source in list(self.sources):
+            source.disconnected()
+        if not self._away and session.ended is None:
+            self._away = True
+            _logger.warning("%s; it is tried again", session.lost)
+
+    def _try_later(self) -> None:
+        self._try_at = monotonic() + retry_seconds(self._tries, random.random())
+        self._tries += 1
+
+    def _disconnect(self) -> None:
+        # Another poll object: the number of a closed socket may soon be that of another file.
+        fresh = poll()
+        fresh.register(self._woken, POLLIN)
+        self._poll, self._mask, self._connecting = fresh, 0, False
+        self._socket.close()
+
+    def _come_back(self, seconds: float | None) -> bool:
+        """One step towards another connection, or a wait for it. False: nothing came of it."""
+        left = (self._give_up_at if self._connecting else self._try_at) - monotonic()
+        if left > 0:
+            events = self._polled(left if seconds is None else min(seconds, left))
+            if self._connecting and self._socket.fileno() in events:
+                self._finish_connecting()
+            return bool(events)
+        if self._connecting:
+            self._fail(f"no answer within {TRY_SECONDS} s")
+        else:
+            self._try()
+        return True
+
+    def _try(self) -> None:
+        self._disconnect()  # from what an interrupt may have left
+        try:
+            if not self._candidates:
+                self._candidates.extend(_resolve(self._where))
+            family, where = self._candidates.pop(0)
+            self._socket = socket.socket(family, socket.SOCK_STREAM)
+            self._socket.setblocking(False)
+            _configure(self._socket, family)
+            self._give_up_at = monotonic() + TRY_SECONDS
+            self._poll.register(self._socket, POLLOUT)
+            self._connecting = True
+            # Should an interrupt take the result away, the socket is asked for it.
+            code = self._socket.connect_ex(where)
+        except OSError as error:
+            self._fail(str(error))
+        else:
+            if code not in (0, errno.EINPROGRESS):
+                self._fail(os.strerror(code))
+
+    def _finish_connecting(self) -> None:
+        try:
+            if code := self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                raise OSError(code, os.strerror(code))
+            # Where nobody listens, a port of this host's own may have been connected to itself.
+            itself = self._socket.getpeername() == self._socket.getsockname()
+        except OSError as error:
+            self._fail(str(error))
+        else:
+            if itself and self._where.path is None:
+                self._fail("it was this socket itself that answered")
+            else:
+                self.session.begin()
+                self._connecting = False
+
+    def _fail(self, reason: str) -> None:
+        """An attempt failed: the name's next address, or all of them later."""
+        _logger.debug("connecting to %s: %s", self.address, reason)
+        self._disconnect()
+        if not self._candidates:
+            self._try_later()
+
+    def _look_at_greeting(self) -> None:
+        """Between the moment a connection is there and the server's word on it."""
+        if self.session.greeted:
+            self._candidates.clear()
+            self._away = False
+            _logger.info("connected to %s again", self.address)
+        elif self.session.greeting.done:
+            self._lose("it refused")
+        elif monotonic() >= self._give_up_at:
+            self._lose(f"no greeting within {TRY_SECONDS} s")
+
+    def _polled(self, seconds: float | None) -> dict[int, int]:
+        """What is ready, after ``seconds`` at most: descriptor -> events."""
+        # Interrupted, poll() runs the signal handlers: the exception of Ctrl-C comes out of here.
+        ready = dict(self._poll.poll(None if seconds is None else seconds * 1000))
+        if self._woken.fileno() in ready:
+            with contextlib.suppress(BlockingIOError):
+                self._woken.recv(4096)
+        return ready
+
+    # --- the connection that is there ---------------------------------------------------------
 
     def _look(self, seconds: float | None) -> bool:
-        """Wait for the socket or a wake-up, and read. False: nothing came."""
         if self.session.lost is not None:
-            return False
+            return self._come_back(seconds)
         if self._received or self._filled:
             # Interrupted just behind a receive: poll() knows nothing of what is already here.
             self._take_in()
             return True
         mask = POLLIN | POLLOUT if self.session.outgoing else POLLIN
         if mask != self._mask:
+            if self._socket.fileno() < 0:
+                self._lose("interrupted while it was being given up")
+                return True
             self._mask = 0  # should an interrupt come in between, it is registered again
             self._poll.register(self._socket, mask)
             self._mask = mask
+        if self._away:
+            left = max(0.0, self._give_up_at - monotonic())
+            seconds = left if seconds is None else min(seconds, left)
         # Interrupted, poll() runs the signal handlers: the exception of Ctrl-C comes out of here.
         ready = self._poll.poll(None if seconds is None else seconds * 1000)
         for descriptor, event in ready:
@@ -297,6 +486,8 @@ class Transport:
                     self._woken.recv(4096)
             elif event != POLLOUT:
                 self._read()
+        if self._away and self.session.lost is None:
+            self._look_at_greeting()
         return bool(ready)
 
     def _write(self) -> None:
@@ -366,20 +557,11 @@ class Transport:
                     self._lose("the server closed it")
             self._filled.clear()
         except ProtocolError as error:
+            self.session.taken = 0  # it may well do so again
             self._lose(f"the server broke the protocol: {error}")
         except BaseException:
             self._lose("interrupted while an answer was being taken in")
             raise
-
-    def _lose(self, reason: str) -> None:
-        self._sent.clear()
-        self._received.clear()
-        self._filled.clear()
-        self.session.break_off(f"lost the connection to {self.address}: {reason}")
-
-
-_Argument = TypeVar("_Argument")
-_Result = TypeVar("_Result")
 
 
 def _record(

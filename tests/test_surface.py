@@ -6,7 +6,9 @@ Each block stands as it does in the specification; what comes later is absent, n
 from __future__ import annotations
 
 import inspect
+import re
 import typing
+from types import FunctionType
 from typing import Any, assert_type
 
 import pytest
@@ -27,15 +29,19 @@ SIGNATURES = {
     rlog.Client.close: "(self) -> None",
     rlog.Log.append: "(self, value: Bytes, *, key: Bytes | None = None,"
     " headers: Mapping[str, bytes] | None = None, event_time_ns: int | None = None,"
-    " expect: int | None = None) -> int",
+    " expect: int | None = None, expect_key: int | None = None) -> int",
     rlog.Log.append_many: "(self, items: Iterable[Bytes | Item], *, expect: int | None = None)"
     " -> Receipt",
-    rlog.Log.producer: "(self, *, linger: float = 0.005, batch_bytes: int = 1048576,"
-    " buffer_bytes: int = 33554432) -> Producer",
+    rlog.Log.producer: "(self, *, name: str | None = None, exclusive: bool = False,"
+    " standby: bool = False, takeover: bool = False, linger: float = 0.005,"
+    " batch_bytes: int = 1048576, buffer_bytes: int = 33554432) -> Producer",
+    rlog.Log.producers: "(self) -> list[ProducerInfo]",
     rlog.Log.reader: "(self, whence: Whence, *, until: Whence | None = None, block: bool = True)"
     " -> Reader",
     rlog.Log.consumer: "(self, consumer_id: str | Global, /, *, start: Whence = "
-    "Whence(kind='oldest', value=0), block: bool = True, autocommit: bool = False) -> Consumer",
+    "Whence(kind='oldest', value=0), block: bool = True, standby: bool = False,"
+    " takeover: bool = False, autocommit: bool = False, hand_seconds: float | None = None)"
+    " -> Consumer",
     rlog.Log.cursor: "(self, consumer_id: str | Global, /) -> Cursor",
     rlog.Log.cursors: "(self) -> list[CursorInfo]",
     rlog.Log.info: "(self) -> LogInfo",
@@ -48,16 +54,24 @@ SIGNATURES = {
     rlog.Source.poll: "(self, max_records: int = 1000, *, timeout: float | None = 0.0)"
     " -> list[Record]",
     rlog.Source.process: "(self, handler: Handler, *, limit: int | None = None,"
-    " block: bool | None = None, timeout: float | None = None, in_flight: int = 1) -> int",
+    " block: bool | None = None, timeout: float | None = None, in_flight: int = 1,"
+    " retry: Backoff | None = None, on_exhausted: OnExhausted = park) -> int",
     rlog.Source.seek: "(self, whence: Whence) -> int",
     rlog.Source.stop: "(self) -> None",
     rlog.Source.close: "(self) -> None",
     rlog.Consumer.commit: "(self, record: Record, *, wait: bool = True) -> None",
+    rlog.Consumer.settle: "(self, record: Record, verdict: Verdict, *, wait: bool = True) -> None",
+    rlog.Consumer.extend: "(self, record: Record) -> None",
     rlog.Cursor.info: "(self) -> CursorInfo",
+    rlog.Cursor.parked: "(self) -> list[Parked]",
+    rlog.Cursor.redrive: "(self, offsets: Iterable[int] | None = None) -> int",
+    rlog.Cursor.evict: "(self, member: str | None = None) -> None",
+    rlog.Cursor.resume: "(self) -> None",
     rlog.Cursor.seek: "(self, whence: Whence, *, force: bool = False) -> tuple[int, int]",
     rlog.Cursor.delete: "(self) -> None",
     rlog.Producer.send: "(self, value: Bytes, *, key: Bytes | None = None,"
-    " headers: Mapping[str, bytes] | None = None, event_time_ns: int | None = None) -> Pending",
+    " headers: Mapping[str, bytes] | None = None, event_time_ns: int | None = None,"
+    " sequence: int | None = None) -> Pending",
     rlog.Producer.extend: "(self, values: Iterable[Bytes]) -> None",
     rlog.Producer.flush: "(self, timeout: float | None = None) -> int",
     rlog.Producer.close: "(self) -> None",
@@ -80,8 +94,13 @@ FIELDS: dict[type[Any], list[str]] = {
     rlog.LogInfo: ["name", "id", "first", "end", "synced_end", "bytes", "options", "owner"],
     rlog.CursorInfo: [
         "log", "id", "committed", "lag_records", "lag_bytes", "lag_seconds", "members",
+        "parked", "paused",
     ],
-    rlog.Member: ["name", "since_ns"],
+    rlog.Parked: ["record", "reason", "error", "attempts", "parked_ns"],
+    rlog.Backoff: ["first", "cap", "max_attempts", "pause_after"],
+    rlog.Park: ["reason"],
+    rlog.ProducerInfo: ["name", "epoch", "last_sequence", "owner", "since_ns"],
+    rlog.Member: ["name", "since_ns", "in_hand", "in_hand_since_ns"],
 }  # fmt: skip
 
 # class -> (code, retriable, fields, base)
@@ -111,11 +130,12 @@ ERRORS: dict[type[rlog.RlogError], tuple[int, bool, tuple[str, ...], type[Except
 }  # fmt: skip
 
 NAMES = {
-    "COMMIT", "GLOBAL", "LATEST", "OLDEST", "RETRY", "SKIP", "STOP", "AccessDenied",
-    "AlreadyExists", "Busy", "Client", "Commit", "Conflict", "ConnectionLost", "Consumer",
-    "CorruptData", "Cursor", "CursorInfo", "DiskFull", "Fenced", "Gap", "Global",
+    "COMMIT", "GLOBAL", "LATEST", "OLDEST", "PARK", "RETRY", "SKIP", "STOP", "AccessDenied",
+    "AlreadyExists", "Backoff", "Busy", "Client", "Commit", "Conflict", "ConnectionLost",
+    "Consumer", "CorruptData", "Cursor", "CursorInfo", "DiskFull", "Fenced", "Gap", "Global",
     "InvalidRequest", "Item", "Log", "LogInfo", "LogOptions", "Member", "NotFound",
-    "OffsetOutOfRange", "OutcomeUnknown", "Overloaded", "Paused", "Pending", "Producer", "Reader",
+    "OffsetOutOfRange", "OutcomeUnknown", "Overloaded", "Park", "Parked", "Paused", "Pending",
+    "Producer", "ProducerInfo", "Reader",
     "Receipt", "Record", "Retry", "RlogError", "Skip", "Source", "Stop", "StorageFailed",
     "TimedOut", "TooLarge", "Unsupported", "Verdict", "Whence", "connect", "last", "offset",
     "time",
@@ -139,7 +159,7 @@ def test_nothing_public_is_missing_and_nothing_is_there_that_should_not_be() -> 
             if not name.startswith("_") and callable(member)
         }
         pinned = {f.__name__ for f in SIGNATURES if f.__qualname__.partition(".")[2]}
-        plumbing = {"tend", "forked"}  # what the transport calls
+        plumbing = {"tend", "forked", "disconnected"}  # what the transport calls
         assert public <= pinned | plumbing, cls
 
 
@@ -156,6 +176,8 @@ def test_attributes_are_there() -> None:
         (rlog.Reader, "offset"),
         (rlog.Consumer, "epoch"),
         (rlog.Consumer, "committed"),
+        (rlog.Producer, "epoch"),
+        (rlog.Producer, "last_sequence"),
     ):
         assert isinstance(inspect.getattr_static(cls, name), property)
 
@@ -176,11 +198,15 @@ def test_defaults_of_values() -> None:
     assert rlog.Skip() == rlog.SKIP == rlog.Skip(reason="")
     assert rlog.Commit() == rlog.COMMIT
     assert rlog.Stop() == rlog.STOP
-    assert typing.get_args(rlog.Verdict) == (rlog.Commit, rlog.Retry, rlog.Skip, rlog.Stop)
+    assert typing.get_args(rlog.Verdict) == (
+        rlog.Commit, rlog.Retry, rlog.Skip, rlog.Park, rlog.Stop
+    )  # fmt: skip
+    assert rlog.Park() == rlog.PARK == rlog.Park(reason="")
+    assert rlog.Backoff() == rlog.Backoff(first=0.5, cap=60.0, max_attempts=5, pause_after=10)
 
 
 def test_options_of_a_log() -> None:
-    assert set(rlog.LogOptions.__annotations__) == {"sync", "file_roll_size"}
+    assert set(rlog.LogOptions.__annotations__) == {"sync", "file_roll_size", "key_index"}
     assert rlog.LogOptions.__total__ is False
 
 
@@ -218,6 +244,9 @@ def test_the_types_are_what_a_type_checker_sees() -> None:
             assert_type(pending.result(), int)
             assert_type(pending.receipt(1.0), rlog.Receipt)
             assert_type(producer.flush(), int)
+            assert_type(producer.last_sequence, int)
+            assert_type(producer.epoch, int)
+        assert_type(log.producers(), list[rlog.ProducerInfo])
         with log.reader(rlog.last(1), until=rlog.LATEST) as reader:
             assert_type(reader, rlog.Reader)
             assert_type(reader.offset, int)
@@ -238,5 +267,107 @@ def test_the_types_are_what_a_type_checker_sees() -> None:
         assert_type(cursor.info().lag_seconds, float)
         assert_type(log.cursors(), list[rlog.CursorInfo])
         assert_type(client.logs(), list[rlog.LogInfo])
+
+    assert callable(program)
+
+
+# --- the async client: the same names, so that the two cannot drift apart --------------------
+
+ASYNC_PAIRS: dict[type[Any], type[Any]] = {
+    rlog.Client: rlog.AsyncClient,
+    rlog.Log: rlog.AsyncLog,
+    rlog.Source: rlog.AsyncSource,
+    rlog.Reader: rlog.AsyncReader,
+    rlog.Consumer: rlog.AsyncConsumer,
+    rlog.Cursor: rlog.AsyncCursor,
+    rlog.Producer: rlog.AsyncProducer,
+    rlog.Pending: rlog.AsyncPending,
+}
+DUNDERS = {
+    "__iter__": "__aiter__", "__next__": "__anext__", "__enter__": "__aenter__",
+    "__exit__": "__aexit__",
+}  # fmt: skip
+# What does not talk, or must not wait, is no coroutine there either.
+NO_COROUTINES = {
+    "clone", "producer", "reader", "consumer", "cursor", "done", "tend", "__aiter__",
+}  # fmt: skip
+
+
+def public(cls: type[Any]) -> dict[str, Any]:
+    return {
+        name: inspect.getattr_static(cls, name)
+        for name in dir(cls)
+        if not name.startswith("_") or name in DUNDERS or name in DUNDERS.values()
+    }
+
+
+def as_async(signature: str) -> str:
+    names = "Client|Log|Reader|Consumer|Cursor|Producer|Pending|Handler|Iterator"
+    return re.sub(rf"\b({names})\b", r"Async\1", signature)
+
+
+@pytest.mark.parametrize("blocking", ASYNC_PAIRS, ids=lambda cls: cls.__name__)
+def test_the_async_client_has_the_same_names_and_arguments(blocking: type[Any]) -> None:
+    theirs = public(ASYNC_PAIRS[blocking])
+    for name, member in public(blocking).items():
+        counterpart = theirs.pop(DUNDERS.get(name, name))
+        if counterpart is member or not isinstance(member, property | FunctionType):
+            continue  # what both inherit
+        if isinstance(member, property):
+            assert isinstance(counterpart, property), name
+            member, counterpart = member.fget, counterpart.fget
+        else:
+            waits = counterpart.__name__ not in NO_COROUTINES
+            assert inspect.iscoroutinefunction(counterpart) is waits, name
+        if name != "__exit__":
+            expected = as_async(str(inspect.signature(member)))
+            assert str(inspect.signature(counterpart)) == expected, name
+    assert not theirs, "names that the blocking client does not have"
+
+
+def test_connecting_takes_the_same_arguments() -> None:
+    assert str(inspect.signature(rlog.connect_async)) == as_async(
+        str(inspect.signature(rlog.connect))
+    )
+
+
+def test_the_async_names_are_there_when_they_are_asked_for() -> None:
+    assert not set(rlog.ASYNC) & set(rlog.__all__)
+    assert set(rlog.ASYNC) <= set(dir(rlog))
+    assert {cls.__name__ for cls in ASYNC_PAIRS.values()} == set(rlog.ASYNC) - {"connect_async"}
+    with pytest.raises(AttributeError, match="no attribute 'AsyncTypo'"):
+        _ = rlog.AsyncTypo
+
+
+def test_the_async_types_are_what_a_type_checker_sees() -> None:
+    """Judged by mypy; it is never called."""
+
+    async def program() -> None:
+        async with rlog.connect_async() as client:
+            assert_type(client, rlog.AsyncClient)
+            assert_type(client.clone(), rlog.AsyncClient)
+            log = await client.log("l", create=True, sync="always")
+            assert_type(log, rlog.AsyncLog)
+            assert_type(await log.append(b"v"), int)
+            assert_type(await log.append_many([b"v"]), rlog.Receipt)
+            async with log.producer() as producer:
+                assert_type(producer, rlog.AsyncProducer)
+                pending = await producer.send(b"v")
+                assert_type(pending, rlog.AsyncPending)
+                assert_type(await pending, int)
+                assert_type(await pending.receipt(1.0), rlog.Receipt)
+            async with log.reader(rlog.OLDEST) as reader:
+                assert_type(reader, rlog.AsyncReader)
+                async for record in reader:
+                    assert_type(record, rlog.Record)
+
+            async def handler(record: rlog.Record) -> rlog.Skip | None:
+                return rlog.Skip("why") if record.key else None
+
+            async with log.consumer("c") as consumer:
+                assert_type(consumer, rlog.AsyncConsumer)
+                assert_type(await consumer.process(handler), int)
+                assert_type(await anext(consumer), rlog.Record)
+            assert_type(await log.cursor("c").seek(rlog.OLDEST), tuple[int, int])
 
     assert callable(program)

@@ -3,7 +3,8 @@ without trio.
 
 Exit codes: 0 ok; 1 error; 2 usage; 3 not found, out of range; 4 unreachable, timed out, outcome
 unknown; 5 corruption; 6 conflict, busy, fenced, exists, paused, locked; 7 partly done; 8 nothing
-matched, with --fail-empty; 130 and 141 for SIGINT and SIGPIPE.
+matched, with --fail-empty; 130 and 141 for SIGINT and SIGPIPE. Of ``process`` also 126 and 127: its
+command cannot be run, or is not there.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ _VERBS: Final = {
     "cat": "read",
     "inspect": "inspect",
     "logs": "admin",
-    "consumers": "admin",
+    "consumers": "consumers",
+    "producers": "consumers",
+    "process": "process",
     "verify": "verify",
     "ping": "admin",
     "version": "admin",

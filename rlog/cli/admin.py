@@ -1,4 +1,4 @@
-"""``rlog logs``, ``consumers``, ``ping``, ``version``, ``completion``."""
+"""``rlog logs``, ``ping``, ``version``, ``completion``."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 from click.shell_completion import get_completion_class
 
-from rlog_client import Global, NotFound, __version__
+from rlog_client import NotFound, __version__
 from rlog_client.protocol import PROTOCOL
 
 from . import wire
 from .exits import Exit
 from .options import (
-    CONSUMER,
     SIZE,
     SYNC,
     WHENCE,
@@ -26,25 +25,20 @@ from .options import (
     fail_empty,
     option,
     pass_settings,
+    yes_flag,
 )
 from .options import command as verb
-from .output import rfc3339, size
+from .output import size
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from rlog_client import CursorInfo, LogInfo
+    from rlog_client import LogInfo
 
     from .output import Row
     from .whence import Place
 
-_HUMAN: Final = {
-    "bytes": size,
-    "lag_bytes": size,
-    "file_roll_size": size,
-    "lag_seconds": lambda seconds: f"{seconds:.1f}",
-    "held_since_ns": lambda ns: rfc3339(ns, 0),
-}
+_HUMAN: Final = {"bytes": size, "file_roll_size": size}
 
 
 def _log_row(info: LogInfo) -> Row:
@@ -60,25 +54,9 @@ def _log_row(info: LogInfo) -> Row:
     }
 
 
-def _cursor_row(info: CursorInfo) -> Row:
-    member = info.members[0] if info.members else None
-    return {
-        "log": info.log,
-        "id": info.id,
-        "committed": info.committed,
-        "lag_records": info.lag_records,
-        "lag_bytes": info.lag_bytes,
-        "lag_seconds": info.lag_seconds,
-        "holder": member and member.name,
-        "held_since_ns": member and member.since_ns,
-    }
-
-
 # --- logs -----------------------------------------------------------------------------------
 
 logs = Group("logs", no_args_is_help=True, help="See, make, change and remove logs.")
-consumers = Group("consumers", no_args_is_help=True, help="See, move and remove consumers.")
-_yes = option("--yes", is_flag=True, help="Do not ask.")
 
 
 def _options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -138,7 +116,7 @@ def logs_alter(settings: Settings, log: str, sync: str | None, file_roll_size: i
 
 @logs.command("rm", help="Delete a log, its records and its consumers.")
 @click.argument("log")
-@_yes
+@yes_flag
 @pass_settings
 def logs_rm(settings: Settings, log: str, yes: bool) -> None:
     confirm(settings, f"delete log {log} with its records and consumers", yes)
@@ -150,7 +128,7 @@ def logs_rm(settings: Settings, log: str, yes: bool) -> None:
 @logs.command("trim", help="Let whole segments below WHENCE go; prints the new first offset.")
 @click.argument("log")
 @option("--before", type=WHENCE, required=True)
-@_yes
+@yes_flag
 @pass_settings
 def logs_trim(settings: Settings, log: str, before: Place, yes: bool) -> None:
     confirm(settings, f"delete the oldest records of log {log}", yes)
@@ -163,55 +141,6 @@ def logs_trim(settings: Settings, log: str, before: Place, yes: bool) -> None:
     else:
         settings.out.one({"log": log, "before": was, "first": first})
     settings.out.say(f"{log}: {first - was} records are gone")
-
-
-# --- consumers ------------------------------------------------------------------------------
-
-
-@consumers.command("ls", help="The consumers of LOG, or of all logs.")
-@click.argument("log", required=False)
-@fail_empty()
-@pass_settings
-def consumers_ls(settings: Settings, log: str | None, fail_empty: bool) -> int:
-    with settings.client() as client:
-        names = [log] if log is not None else [info.name for info in client.logs()]
-        rows = (_cursor_row(c) for name in names for c in client.log(name).cursors())
-        count = settings.out.rows(rows, _HUMAN)
-    return Exit.EMPTY if fail_empty and not count else Exit.OK
-
-
-@consumers.command("describe", help="One consumer: where it stands, and who holds it.")
-@click.argument("log")
-@click.argument("id", type=CONSUMER)
-@pass_settings
-def consumers_describe(settings: Settings, log: str, id: str | Global) -> None:
-    with settings.client() as client:
-        settings.out.one(_cursor_row(client.log(log).cursor(id).info()), _HUMAN)
-
-
-@consumers.command("seek", help="Put a cursor elsewhere; prints where it stood, and stands.")
-@click.argument("log")
-@click.argument("id", type=CONSUMER)
-@option("--to", type=WHENCE, required=True)
-@option("--force", is_flag=True, help="Also when it is held: the holder is fenced.")
-@pass_settings
-def consumers_seek(settings: Settings, log: str, id: str | Global, to: Place, force: bool) -> None:
-    with settings.client() as client:
-        target = client.log(log)
-        before, after = target.cursor(id).seek(wire.whence_of(target, to), force=force)
-    settings.out.one({"before": before, "after": after})
-
-
-@consumers.command("rm", help="Delete a consumer's cursor.")
-@click.argument("log")
-@click.argument("id", type=CONSUMER)
-@_yes
-@pass_settings
-def consumers_rm(settings: Settings, log: str, id: str | Global, yes: bool) -> None:
-    confirm(settings, f"delete consumer {id} of log {log}", yes)
-    with settings.client() as client:
-        client.log(log).cursor(id).delete()
-    settings.out.say(f"deleted consumer {id} of log {log}")
 
 
 # --- the rest -------------------------------------------------------------------------------

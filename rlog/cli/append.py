@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
+from click.core import ParameterSource
 
 from rlog_client import Item, NotFound, RlogError, TooLarge
 
@@ -343,6 +344,12 @@ def _delimiter(_ctx: click.Context, _param: click.Parameter, value: str | None) 
     return escapes.get(value or "", value or "").encode("utf-8", "surrogateescape")
 
 
+def _unless_from_environment(key: str | None) -> str | None:
+    """`rlog process` sets RLOG_KEY for every command: what is typed there overrules it."""
+    source = click.get_current_context().get_parameter_source("key")
+    return None if source is ParameterSource.ENVIRONMENT else key
+
+
 def _headers(
     _ctx: click.Context, _param: click.Parameter, values: Sequence[str]
 ) -> dict[str, bytes] | None:
@@ -394,6 +401,8 @@ def append(
     create: bool,
     fail_empty: bool,
 ) -> int:
+    if jsonl or key_delimiter:
+        key = _unless_from_environment(key)
     if jsonl and (key is not None or key_delimiter or header or null or whole or keep_newline):
         raise click.UsageError("--jsonl says everything about a record: no other flag goes with it")
     if whole and (null or keep_newline or key_delimiter):

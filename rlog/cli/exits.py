@@ -15,6 +15,8 @@ class Exit(IntEnum):
     CONFLICT = 6  # or busy, fenced, exists, paused, locked
     PARTLY = 7
     EMPTY = 8
+    CANNOT_RUN = 126  # the command of `process`, as a shell has it
+    NO_COMMAND = 127  # there is none of that name
     INTERRUPTED = 130  # 128 + SIGINT, as a shell has it
     PIPE = 141  # 128 + SIGPIPE
 

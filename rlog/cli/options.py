@@ -235,3 +235,7 @@ def pass_settings(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def fail_empty() -> Callable[[FunctionT], FunctionT]:
     return option("--fail-empty", is_flag=True, help="Exit 8 when there was nothing.")
+
+
+def yes_flag(function: FunctionT) -> FunctionT:
+    return option("--yes", is_flag=True, help="Do not ask.")(function)

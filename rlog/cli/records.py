@@ -55,6 +55,12 @@ def to_objects(records: Sequence[Record]) -> list[bytes]:
     return [_encoder.encode(_line_of(record)) for record in records]
 
 
+def to_row(record: Record) -> dict[str, Any]:
+    """What ``to_lines`` says of it, for a line that says more."""
+    row: dict[str, Any] = msgspec.to_builtins(_line_of(record))
+    return row
+
+
 def headers_json(headers: Mapping[str, bytes]) -> bytes:
     return _encoder.encode(_headers_of(headers))
 

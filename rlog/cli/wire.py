@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from rlog_client.batch import HEADER_BYTES, Header, InvalidBatch, parse_header
-from rlog_client.errors import CorruptData, TimedOut, Unsupported
+from rlog_client.errors import ConnectionLost, CorruptData, TimedOut, Unsupported
 from rlog_client.model import LATEST, Whence, offset
 from rlog_client.protocol import (
     Damaged,
@@ -95,9 +95,7 @@ class Batches:
         self._transport = log._transport
         self.end = resolve(log, LATEST).end if end is None else end
         self._place = begin
-        session = self._transport.session
-        self._subscription = session.subscribe(Subscribe(log._id, offset(begin)))
-        self._transport.finish(self._subscription.place)
+        self._subscribe()
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -111,15 +109,24 @@ class Batches:
         self._transport.session.unsubscribe(self._subscription)
         raise StopIteration
 
+    def _subscribe(self) -> None:
+        transport = self._transport
+        # On whatever connection there is: the last one may have been lost on the way.
+        if not transport.wait(lambda: transport.session.greeted, until(transport.timeout)):
+            raise ConnectionLost(str(transport.session.lost))
+        control = Subscribe(self._log._id, offset(self._place))
+        self._subscription = transport.session.subscribe(control)
+        transport.finish(self._subscription.place)
+
     def _fetch(self) -> None:
         transport, subscription = self._transport, self._subscription
         transport.session.lend(subscription, LOAN_BYTES)
         patience = until(transport.timeout)
         if not transport.wait(lambda: not subscription.loan, patience):
             raise TimedOut(f"{transport.address} did not answer within {transport.timeout} s")
-        if transport.session.lost is not None:
-            raise transport.session.lost
-        if subscription.error is not None:
+        if subscription.broken:
+            self._subscribe()
+        elif subscription.error is not None:
             raise subscription.error
 
     def _next(self) -> Batch | None:

@@ -376,8 +376,9 @@ def test_seek_shows_before_and_after(rlog: Rlog, log: str) -> None:
 
 def test_reading_loads_no_trio() -> None:
     script = (
-        "import sys, rlog.cli.read, rlog.cli.append, rlog.cli.admin, rlog.cli.inspect, "
-        "rlog.cli.verify, rlog.cli.serve; sys.exit('trio' in sys.modules)"
+        "import sys, rlog.cli.read, rlog.cli.append, rlog.cli.admin, rlog.cli.consumers, "
+        "rlog.cli.process, rlog.cli.inspect, rlog.cli.verify, rlog.cli.serve; "
+        "sys.exit('trio' in sys.modules)"
     )
     python = sys.executable
     assert subprocess.run([python, "-c", script], timeout=30, check=False).returncode == 0

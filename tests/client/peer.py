@@ -24,6 +24,7 @@ from rlog_client.protocol import (
     Damaged,
     Done,
     Hello,
+    Judged,
     ListCursors,
     Listing,
     ListLogs,
@@ -36,9 +37,12 @@ from rlog_client.protocol import (
     Release,
     Resolve,
     SeekCursor,
+    Settle,
     Settled,
     Side,
     Subscribe,
+    Taken,
+    TakeRedriven,
     Unsubscribe,
     Welcome,
     encode,
@@ -71,6 +75,7 @@ class Peer:
         self.cursors: dict[str, int] = {}
         self.holders: dict[str, tuple[Line, int]] = {}
         self.epochs: dict[str, int] = {}
+        self.tokens: dict[str, bytes] = {}
         self.damaged: dict[int, tuple[RlogError, int]] = {}  # base -> what stands there, next
         self.asked: list[Control] = []
         self.refuse: Callable[[Control], RlogError | str | None] = lambda control: None
@@ -210,8 +215,14 @@ class Line:
                 self.readings.pop(number)
                 return Done()
             case Claim(consumer=consumer, start=start):
+                if control.token == peer.tokens.get(consumer) and control.epoch:
+                    peer.holders[consumer] = (self, peer.epochs[consumer])
+                    return Claimed(peer.epochs[consumer], peer.cursors[consumer])
+                if control.epoch:
+                    raise Fenced("somebody else claimed it", epoch=peer.epochs[consumer])
                 if consumer in peer.holders:
                     raise Busy("held", holder="somebody", since_ns=1)
+                peer.tokens[consumer] = control.token
                 peer.epochs[consumer] = peer.epochs.get(consumer, 0) + 1
                 peer.holders[consumer] = (self, peer.epochs[consumer])
                 if consumer not in peer.cursors:
@@ -225,6 +236,12 @@ class Line:
                     raise Fenced("an old epoch", epoch=peer.epochs[consumer])
                 peer.cursors[consumer] = max(peer.cursors[consumer], offset)
                 return Committed(True)
+            case Settle(consumer=consumer, offset=offset, verdict=verdict):
+                if verdict != "retry":
+                    peer.cursors[consumer] = max(peer.cursors[consumer], offset + 1)
+                return Judged(True)
+            case TakeRedriven():
+                return Taken(-1)
             case SeekCursor(consumer=consumer, whence=whence, epoch=epoch):
                 if epoch is None and consumer in peer.holders:
                     raise Busy("held", holder="somebody", since_ns=1)

@@ -115,3 +115,10 @@ def test_a_stopped_cut_gives_no_more_and_keeps_its_place(taken: int) -> None:
     made.stop()
     assert list(made.records) == []
     assert made.offset == 100 + taken
+
+
+def test_a_batch_that_is_renumbered_is_as_if_made_so() -> None:
+    columns = [b"a", b"b"], [b"k", None]
+    made = batch.encode(*columns, producer=1, sequence=2, epoch=3)
+    assert batch.renumbered(made, 7, 8) == batch.encode(*columns, producer=7, sequence=8, epoch=3)
+    assert made == batch.encode(*columns, producer=1, sequence=2, epoch=3)

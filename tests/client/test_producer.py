@@ -9,6 +9,7 @@ import pytest
 
 import rlog_client as rlog
 from rlog_client import batch, protocol
+from rlog_client.identity import AppendIds
 from rlog_client.producer import IN_FLIGHT_MAX
 
 from .peer import BATCH_BYTES_MAX, RECORD_BYTES_MAX, Peer
@@ -172,21 +173,20 @@ def test_leaving_by_an_exception_flushes_and_does_not_mask_it(
     assert values(peer) == ([] if refused else [b"a"])
 
 
-def test_a_lost_reply_is_outcome_unknown_with_its_sequence(peer: Peer, log: rlog.Log) -> None:
-    producer = log.producer(linger=100.0)
-    assert producer.send(b"a").result() == 0
-    peer.refuse = lambda c: "cut" if appends(c) else None
-    producer.send(b"b")
-    pending = producer.send(b"c")
-    with pytest.raises(rlog.OutcomeUnknown) as raised:
-        pending.result()
-    assert raised.value.sequence == 1
-    assert raised.value.producer > 0
-    with pytest.raises(rlog.OutcomeUnknown):
-        producer.flush()
-    producer.send(b"d")
-    with pytest.raises(rlog.ConnectionLost):
-        producer.flush()
+def test_a_reply_that_never_comes_is_outcome_unknown_with_its_sequence(peer: Peer) -> None:
+    with rlog.connect(peer.url, timeout=0.3) as client:
+        producer = client.log("l").producer(linger=100.0, batch_bytes=200)
+        assert producer.send(b"a").result() == 0
+        peer.refuse = lambda c: "cut" if appends(c) else None
+        pending = [producer.send(b"b"), producer.send(bytes(200)), producer.send(b"c")]
+        with pytest.raises(rlog.OutcomeUnknown) as raised:
+            producer.flush()
+        assert raised.value.sequence == 1
+        assert raised.value.producer > 0
+        for each in pending:
+            with pytest.raises((rlog.OutcomeUnknown, rlog.ConnectionLost)):
+                each.result()
+        producer.close()
 
 
 def test_a_silent_server_is_given_up_after_the_timeout(peer: Peer) -> None:
@@ -249,3 +249,123 @@ def test_large_batches_do_not_deadlock_with_full_buffers(peer: Peer, log: rlog.L
     with log.producer(batch_bytes=4 << 20) as producer:
         producer.extend([b"x" * 1_000_000] * 40)
     assert peer.end == 40
+
+
+# --- sequences ----------------------------------------------------------------------------------
+
+
+def afters(peer: Peer) -> list[int | None]:
+    return [control.after for control in peer.asked if isinstance(control, protocol.Append)]
+
+
+def numbers(peer: Peer) -> list[tuple[int, int, int]]:
+    """Producer id, first sequence and count of every batch that was taken."""
+    headers = [batch.parse_header(each) for each in peer.batches]
+    return [(header.producer, header.sequence, header.count) for header in headers]
+
+
+def test_every_batch_names_the_last_sequence_before_it(peer: Peer, log: rlog.Log) -> None:
+    with log.producer(linger=100.0) as producer:
+        for count in (1, 3, 2):
+            producer.extend([b"x"] * count)
+            producer.flush()
+    assert [(sequence, count) for _, sequence, count in numbers(peer)] == [(0, 1), (1, 3), (4, 2)]
+    assert len({producer for producer, _, _ in numbers(peer)}) == 1
+    assert afters(peer) == [-1, 0, 3]
+
+
+def test_what_does_not_follow_is_sent_again_under_another_id(peer: Peer, log: rlog.Log) -> None:
+    """As when the server lost what was not synced: nothing failed, and yet it does not follow."""
+    producer = log.producer(linger=100.0, batch_bytes=200)
+    assert producer.send(b"0").result() == 0
+    peer.refuse = lambda c: (
+        rlog.Conflict("does not follow", end=1) if appends(c) and c.after == 0 else None  # type: ignore[attr-defined]
+    )
+    second = producer.send(b"1")
+    assert second.result() == 1
+    peer.refuse = lambda c: None
+    assert producer.send(b"2").result() == 2
+    producer.close()
+    (first, *_), (again, sequence, _), (following, then, _) = numbers(peer)
+    assert first != again == following
+    assert (sequence, then) == (0, 1)
+    assert afters(peer) == [-1, 0, -1, 0]
+
+
+def test_it_is_sent_again_once(peer: Peer, log: rlog.Log) -> None:
+    peer.refuse = lambda c: rlog.Conflict("does not follow", end=0) if appends(c) else None
+    producer = log.producer(linger=100.0)
+    pending = producer.send(b"1")
+    with pytest.raises(rlog.Conflict):
+        producer.flush()
+    with pytest.raises(rlog.Conflict):
+        pending.result()
+    assert afters(peer) == [-1, -1]
+    peer.refuse = lambda c: None
+    assert producer.send(b"2").result() == 0
+    producer.close()
+
+
+def test_what_is_open_fails_unsent_with_what_is_under_way(peer: Peer, log: rlog.Log) -> None:
+    producer = log.producer(linger=100.0)
+    peer.refuse = lambda c: rlog.DiskFull("no space") if appends(c) else None
+    first = producer.send(b"1")
+    producer._seal()
+    second = producer.send(b"2")
+    with pytest.raises(rlog.DiskFull, match="no space"):
+        first.result()
+    with pytest.raises(rlog.DiskFull, match="not appended"):
+        second.result()
+    with pytest.raises(rlog.DiskFull):
+        producer.send(b"3")
+    assert len(afters(peer)) == 1
+    peer.refuse = lambda c: None
+    assert producer.send(b"4").result() == 0
+    producer.close()
+    assert values(peer) == [b"4"]
+
+
+def test_an_idle_id_is_left_before_the_server_forgets_it(
+    peer: Peer, log: rlog.Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    producer = log.producer(linger=100.0)
+    later = 0.0
+    monkeypatch.setattr("rlog_client.producer.monotonic", lambda: time.monotonic() + later)
+    for seconds in (0.0, 1700.0, 1700.0, 1900.0, 1700.0):
+        later += seconds
+        producer.send(b"x").result()
+    producer.close()
+    ids = [producer for producer, _, _ in numbers(peer)]
+    assert ids[0] == ids[1] == ids[2] != ids[3] == ids[4]
+    assert afters(peer) == [-1, 0, 1, -1, 0]
+
+
+def test_appends_that_stand_alone_share_ids_one_at_a_time(peer: Peer, log: rlog.Log) -> None:
+    log.append(b"1")
+    log.append_many([b"2", b"3"])
+    with pytest.raises(rlog.Conflict):
+        log.append(b"x", expect=0)
+    log.append(b"4")
+    assert len({producer for producer, _, _ in numbers(peer)}) == 1
+    assert [sequence for _, sequence, _ in numbers(peer)] == [0, 1, 4]
+    assert afters(peer) == [None] * 4
+    ids = AppendIds()
+    first, second = ids.borrow(), ids.borrow()
+    assert first[0] != second[0]
+    ids.give_back(first[0], 7)
+    assert ids.borrow() == (first[0], 7)
+
+
+def test_an_append_that_was_given_up_keeps_its_id(peer: Peer) -> None:
+    with rlog.connect(peer.url, timeout=0.2) as client:
+        log = client.log("l")
+        log.append(b"1")
+        peer.refuse = lambda c: "silence" if appends(c) else None
+        with pytest.raises(rlog.OutcomeUnknown) as raised:
+            log.append(b"2")
+        peer.refuse = lambda c: None
+        log.append(b"3")
+    (first, _, _), (second, sequence, _) = numbers(peer)
+    assert (raised.value.producer, raised.value.sequence) == (first, 1)
+    assert second != first
+    assert sequence == 0

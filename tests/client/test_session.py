@@ -7,13 +7,23 @@ import pytest
 from rlog_client import errors, protocol
 from rlog_client.model import OLDEST
 from rlog_client.protocol import PROTOCOL, Appended, Done, Place, Records, Settled, encode
-from rlog_client.session import Call, Chunk, Session, Subscription
+from rlog_client.session import (
+    APPEND_SECONDS_MAX,
+    RETRY_SECONDS_MAX,
+    RETRY_SECONDS_MIN,
+    Call,
+    Chunk,
+    Claiming,
+    Session,
+    Subscription,
+    retry_seconds,
+)
 
 WELCOME = protocol.Welcome(PROTOCOL, "server", 1000, 5000, 1 << 20)
 
 
 def greeted() -> Session:
-    session = Session("n")
+    session = Session("n", float)
     session.received(encode(1, WELCOME))
     session.outgoing.clear()
     return session
@@ -36,21 +46,21 @@ def subscribed(session: Session) -> Subscription:
 
 
 def test_the_greeting_tells_the_limits() -> None:
-    session = Session("n")
+    session = Session("n", float)
     session.received(encode(1, WELCOME))
     assert session.greeting.get() == WELCOME
     assert session.limits.batch_bytes_max == 5000
 
 
 def test_another_protocol_is_unsupported() -> None:
-    session = Session("n")
+    session = Session("n", float)
     session.received(encode(1, protocol.Welcome(PROTOCOL + 1, "server", 1, 1, 1)))
     with pytest.raises(errors.Unsupported):
         session.greeting.get()
 
 
 def test_a_refused_greeting_is_its_error() -> None:
-    session = Session("n")
+    session = Session("n", float)
     session.received(encode(1, protocol.error_control(errors.Overloaded("full"))))
     with pytest.raises(errors.Overloaded):
         session.greeting.get()
@@ -159,3 +169,321 @@ def test_request_numbers_wrap_around_those_in_use() -> None:
     seen = [ask(session)[0] for _ in range(4)]
     assert subscription.id not in seen
     assert seen == [n for n in (1, 2, 3, 4, 5) if n != subscription.id][:4]
+
+
+# --- from one connection to the next --------------------------------------------------------------
+
+
+def come_back(session: Session, welcome: protocol.Welcome = WELCOME) -> list[int]:
+    """Lose the connection and greet another: the numbers of the requests that go out on it."""
+    session.outgoing.clear()  # all of it was sent
+    session.lose("reset")
+    session.begin()
+    hello = request_of(session.outgoing[0])
+    session.outgoing.clear()
+    session.received(encode(hello, welcome))
+    heads = [piece for piece in session.outgoing if isinstance(piece, bytes)]
+    return [request_of(piece) for piece in heads]
+
+
+def held(session: Session, epoch: int = 0) -> tuple[Claiming, list[protocol.Control]]:
+    """A claim, and what it was answered with."""
+    answers: list[protocol.Control] = []
+
+    def control() -> protocol.Claim:
+        return protocol.Claim(1, "c", OLDEST, b"token", epoch=epoch)
+
+    return Claiming(control, protocol.Claimed, answers.append), answers
+
+
+def test_calls_without_an_answer_go_out_again_in_their_order() -> None:
+    session = greeted()
+    first, second, third = ask(session), ask(session), ask(session)
+    session.received(encode(second[0], Done()))
+    assert come_back(session) == [first[0], third[0]]
+    assert come_back(session) == [first[0], third[0]]
+    session.received(encode(first[0], Done()) + encode(third[0], Done()))
+    assert first[1].get() == third[1].get() == Done()
+
+
+def test_what_is_asked_without_a_connection_waits_for_the_next() -> None:
+    session = greeted()
+    session.lose("reset")
+    call = session.start(Call(Done), protocol.Ping())
+    assert not session.outgoing
+    assert not call.done
+    assert come_back(session) == [call.request]
+
+
+def test_nothing_goes_out_before_the_greeting() -> None:
+    session = greeted()
+    session.lose("reset")
+    session.begin()
+    session.start(Call(Done), protocol.Ping())
+    assert len(session.outgoing) == 1
+
+
+def test_a_call_that_was_given_up_is_not_repeated() -> None:
+    session = greeted()
+    _, call = ask(session)
+    call.fail(errors.TimedOut("too late"))
+    assert come_back(session) == []
+
+
+def test_a_payload_goes_out_again_as_it_is() -> None:
+    session = greeted()
+    batch = bytearray(b"batch")
+    call = session.start(Call(Appended, append=(7, 1)), protocol.Append(1), batch)
+    come_back(session)
+    assert session.outgoing[-1] is batch
+    session.received(encode(call.request, Appended(5, 6, 1, True, True)))
+    assert call.get().duplicate
+    assert call.body == b""
+
+
+def test_claims_go_out_before_everything_else() -> None:
+    session = greeted()
+    request, _ = ask(session)
+    claiming, answers = held(session)
+    claimed = session.claim(claiming)
+    session.received(encode(claimed.request, protocol.Claimed(3, 10)))
+    assert claimed.get().epoch == 3
+    sent = come_back(session)
+    assert sent == [claiming.call.request, request]
+    session.received(encode(sent[0], protocol.Claimed(3, 11)))
+    assert [each.committed for each in answers] == [10, 11]  # type: ignore[attr-defined]
+
+
+def test_a_claim_that_waits_comes_back_with_its_ticket() -> None:
+    session = greeted()
+    claiming, _ = held(session)
+    call = session.claim(claiming)
+    session.received(encode(call.request, protocol.Queued(77)))
+    assert not call.done
+    assert come_back(session) == [call.request]
+    assert claiming.call is call
+    assert isinstance(call.control, protocol.Claim)
+    assert call.control.ticket == 77
+    session.received(encode(call.request, protocol.Claimed(1, 0)))
+    assert call.get() == protocol.Claimed(1, 0)
+    assert claiming.ticket == 0
+
+
+def test_a_claim_that_is_refused_is_not_made_again() -> None:
+    session = greeted()
+    claiming, _ = held(session, epoch=3)
+    call = session.claim(claiming)
+    session.received(encode(call.request, protocol.Claimed(3, 0)))
+    (request,) = come_back(session)
+    session.received(encode(request, protocol.error_control(errors.Fenced("late", epoch=4))))
+    assert isinstance(claiming.lost, errors.Fenced)
+    assert come_back(session) == []
+
+
+def test_a_claim_that_nobody_waits_for_any_more_is_released() -> None:
+    session = greeted()
+    claiming, answers = held(session)
+    call = session.claim(claiming)
+    session.unclaim(claiming)
+    session.outgoing.clear()
+    session.received(encode(call.request, protocol.Claimed(1, 0)))
+    assert not answers
+    assert len(session.outgoing) == 1
+    assert come_back(session) == []
+
+
+def test_a_release_is_for_its_own_connection() -> None:
+    session = greeted()
+    claiming, _ = held(session)
+    call = session.claim(claiming)
+    session.received(encode(call.request, protocol.Claimed(1, 0)))
+    released = session.unclaim(claiming)
+    assert not released.done
+    assert come_back(session) == []
+    assert released.get() == Done()
+    other, _ = held(session)
+    session.claim(other)
+    session.lose("reset")
+    assert session.unclaim(other).done
+
+
+def test_of_two_claims_for_the_same_one_cannot_release_the_other() -> None:
+    session = greeted()
+    (first, _), (second, _) = held(session), held(session)
+    session.received(encode(session.claim(first).request, protocol.Claimed(1, 0)))
+    session.claim(second)
+    session.outgoing.clear()
+    assert session.unclaim(second).done
+    assert not session.outgoing
+
+
+def test_a_subscription_ends_with_its_connection() -> None:
+    session = greeted()
+    subscription = subscribed(session)
+    session.lend(subscription, 1000)
+    unanswered = session.subscribe(protocol.Subscribe(1, OLDEST))
+    assert come_back(session) == []
+    assert subscription.broken
+    assert not subscription.loan
+    assert unanswered.broken
+    with pytest.raises(errors.ConnectionLost):
+        unanswered.place.get()
+    other = session.subscribe(protocol.Subscribe(1, OLDEST))
+    subscription.id = other.id
+    session.outgoing.clear()
+    session.lend(subscription, 1000)
+    session.unsubscribe(subscription)  # one of the same number is another's
+    assert not session.outgoing
+    assert not other.broken
+
+
+def test_what_was_never_sent_is_known_not_to_be_done() -> None:
+    session = greeted()
+    sent = session.start(Call(Appended, append=(7, 30)), protocol.Append(1), b"one")
+    session.outgoing.clear()
+    unsent = session.start(Call(Appended, append=(7, 31)), protocol.Append(1), b"two")
+    session.lose("reset")
+    assert isinstance(sent.unknown("late"), errors.OutcomeUnknown)
+    assert unsent.unknown("late") is None
+
+
+@pytest.mark.parametrize("control", [protocol.DeleteLog(1), protocol.DeleteCursor(1, "c")])
+def test_what_is_not_there_at_the_second_time_was_deleted_at_the_first(
+    control: protocol.Control,
+) -> None:
+    session = greeted()
+    gone = protocol.error_control(errors.NotFound("no such thing"))
+    call = session.start(Call(Done), control)
+    come_back(session)
+    session.received(encode(call.request, gone))
+    assert call.get() == Done()
+    fresh = session.start(Call(Done), control)
+    session.received(encode(fresh.request, gone))
+    with pytest.raises(errors.NotFound):
+        fresh.get()
+
+
+def test_a_repeated_change_on_a_disk_that_failed_may_have_been_done() -> None:
+    session = greeted()
+    append = session.start(Call(Appended, append=(7, 1)), protocol.Append(1), b"one")
+    come_back(session)
+    failed = protocol.error_control(errors.StorageFailed("disk"))
+    session.received(encode(append.request, failed))
+    with pytest.raises(errors.OutcomeUnknown):
+        append.get()
+    fresh = session.start(Call(Appended, append=(7, 2)), protocol.Append(1), b"two")
+    session.received(encode(fresh.request, failed))
+    with pytest.raises(errors.StorageFailed):
+        fresh.get()
+
+
+def test_an_eviction_is_not_repeated() -> None:
+    session = greeted()
+    call = session.start(Call(Done), protocol.Evict(1, "c"))
+    assert come_back(session) == []
+    with pytest.raises(errors.OutcomeUnknown):
+        call.get()
+
+
+def test_an_append_that_has_become_too_large_is_refused_here() -> None:
+    session = greeted()
+    session.lose("reset")
+    unsent = session.start(Call(Appended, append=(7, 1)), protocol.Append(1), bytes(4000))
+    smaller = protocol.Welcome(PROTOCOL, "server", 1000, 3000, 1 << 20)
+    assert come_back(session, smaller) == []
+    with pytest.raises(errors.TooLarge) as raised:
+        unsent.get()
+    assert (raised.value.size, raised.value.limit) == (4000, 3000)
+    assert session.limits.batch_bytes_max == 3000
+
+
+def test_an_append_is_repeated_for_half_an_hour() -> None:
+    now = 0.0
+    session = Session("n", lambda: now)
+    session.received(encode(1, WELCOME))
+    call = session.start(Call(Appended, append=(7, 1)), protocol.Append(1), bytearray(b"one"))
+    now = APPEND_SECONDS_MAX - 1
+    assert come_back(session) == [call.request]
+    now = APPEND_SECONDS_MAX + 1
+    assert come_back(session) == []
+    with pytest.raises(errors.OutcomeUnknown):
+        call.get()
+
+
+@pytest.mark.parametrize("under", ["0", "hello"])
+@pytest.mark.parametrize("error", [errors.Unsupported("old"), errors.AccessDenied("no")])
+def test_what_no_new_connection_can_change_ends_the_session(
+    error: errors.RlogError, under: str
+) -> None:
+    session = greeted()
+    _, call = ask(session)
+    session.lose("reset")
+    session.begin()
+    request = 0 if under == "0" else request_of(session.outgoing[0])
+    session.received(encode(request, protocol.error_control(error)))
+    session.lose("the server closed it")
+    assert isinstance(session.ended, type(error))
+    with pytest.raises(type(error)):
+        call.get()
+    with pytest.raises(type(error)):
+        session.start(Call(Done), protocol.Ping()).get()
+
+
+def test_an_overloaded_server_is_tried_again() -> None:
+    session = greeted()
+    _, call = ask(session)
+    session.lose("reset")
+    session.begin()
+    request = request_of(session.outgoing[0])
+    session.received(encode(request, protocol.error_control(errors.Overloaded("full"))))
+    session.lose("the server closed it")
+    assert session.ended is None
+    assert not call.done
+    assert "full" in str(session.lost)
+    assert come_back(session) == [call.request]
+
+
+def test_an_interrupted_loss_is_completed_by_the_next_beginning() -> None:
+    session = greeted()
+    subscription = subscribed(session)
+    request, _ = ask(session)
+    session.lost = errors.ConnectionLost("reset")  # and no further
+    session.begin()
+    assert subscription.broken
+    hello = request_of(session.outgoing[0])
+    assert len(session.outgoing) == 1
+    session.received(encode(hello, WELCOME))
+    assert request_of(session.outgoing[-1]) == request
+
+
+def test_a_recall_is_noted() -> None:
+    session = greeted()
+    subscription = subscribed(session)
+    session.received(encode(subscription.id, protocol.Recall()))
+    assert subscription.recalled
+
+
+def test_what_claimed_and_was_collected_is_not_claimed_again() -> None:
+    class Owner:
+        def control(self) -> protocol.Claim:
+            return protocol.Claim(1, "c", OLDEST, b"token")
+
+        def answered(self, answer: protocol.Claimed) -> None:
+            pass
+
+    session = greeted()
+    owner = Owner()
+    call = session.claim(Claiming(owner.control, protocol.Claimed, owner.answered))
+    session.received(encode(call.request, protocol.Claimed(1, 0)))
+    del owner
+    assert come_back(session) == []
+    assert not session.claims
+
+
+def test_the_time_between_tries_grows_with_chance_in_it() -> None:
+    assert retry_seconds(0, 0.0) == RETRY_SECONDS_MIN
+    longest = [retry_seconds(tries, 1.0) for tries in range(30)]
+    assert longest == sorted(longest)
+    assert longest[0] == 2 * RETRY_SECONDS_MIN
+    assert longest[-1] == RETRY_SECONDS_MAX
+    assert all(retry_seconds(tries, 0.5) < longest[tries] for tries in range(30))

@@ -199,14 +199,15 @@ def test_a_flipped_byte_on_the_way_is_corrupt_data_with_its_address(
     assert offsets(reader) == list(range(20, 30))
 
 
-def test_a_lost_connection_is_raised_on_every_use(peer: Peer, log: rlog.Log) -> None:
+def test_a_lost_connection_is_replaced_while_a_reader_waits(peer: Peer, log: rlog.Log) -> None:
     reader = log.reader(rlog.OLDEST)
     threading.Timer(0.05, peer.lines[0].cut).start()
-    for _ in range(2):
-        with pytest.raises(rlog.ConnectionLost):
-            next(reader)
-    with pytest.raises(rlog.ConnectionLost):
-        log.append(b"x")
+    threading.Timer(0.3, peer.append, [b"0", b"1"]).start()
+    assert next(reader).offset == 0
+    assert len(peer.lines) == 2
+    peer.lines[1].cut()
+    assert log.append(b"x") == 2
+    assert [next(reader).offset, next(reader).offset] == [1, 2]
 
 
 # --- consumers --------------------------------------------------------------------------------

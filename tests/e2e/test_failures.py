@@ -130,7 +130,7 @@ def test_closing_a_client_says_what_was_lost_with_its_connection(
     make_server: Callable[..., Server],
 ) -> None:
     server = make_server().start()
-    client = server.connect()
+    client = server.connect(timeout=0.5)
     producer = client.log("l", create=True).producer(linger=60.0)
     producer.send(b"perhaps")
     server.signal(signal.SIGKILL)

@@ -120,6 +120,15 @@ def one_of_each() -> list[bytes]:
         (protocol.DeleteCursor(2, "c"), b""),
         (protocol.WaitSynced(2, 0), b""),
         (protocol.ListSegments(2), b""),
+        (protocol.Settle(2, "c", 1, 0, "retry", delay=1.5, attempts=1, error="no"), b""),
+        (protocol.TakeRedriven(2, "c", 1, True), b""),
+        (protocol.ListParked(2, "c"), b""),
+        (protocol.Redrive(2, "c", [0, 1]), b""),
+        (protocol.Evict(2, "c"), b""),
+        (protocol.Resume(2, "c"), b""),
+        (protocol.Extend(2, "c", 1), b""),
+        (protocol.OpenProducer(2, 7, "etl", exclusive=True, token=b"t"), b""),
+        (protocol.ListProducers(2), b""),
     ]
     assert [type(control) for control, _ in controls] == list(REQUESTS)
     return [encode(i, c, len(p)) + p for i, (c, p) in enumerate(controls, 1)]
@@ -163,7 +172,7 @@ def test_a_greeting_is_answered_with_the_limits(target: Target) -> None:
     assert message.control.record_bytes_max <= 1 << 20
 
 
-@pytest.mark.parametrize("kind", [0, 23, 63, 64, 65, 70, 96, 255])
+@pytest.mark.parametrize("kind", [0, 32, 63, 64, 65, 70, 96, 255])
 def test_an_unknown_kind_is_the_end(target: Target, kind: int) -> None:
     head = struct.pack("<IBBHI", 1, kind, 0, 1, 2)
     assert b"is not known here" in target.send(HELLO + head + b"\x80")

@@ -177,12 +177,20 @@ def test_an_unknown_option_is_a_type_error(client: rlog.Client, log: rlog.Log) -
 def test_options_can_be_altered(client: rlog.Client, log: rlog.Log) -> None:
     assert log.info().options["sync"] == "always"
     info = log.alter(sync="periodic:1s", file_roll_size=4096)
-    assert info.options == {"sync": "periodic:1s", "file_roll_size": 4096}
+    assert info.options == {
+        "sync": "periodic:1s",
+        "file_roll_size": 4096,
+        "key_index": False,
+    }
     assert log.info().options == info.options
     assert log.append_many([b"1"]).level == "written"
     log.alter(sync="always")
     assert log.append_many([b"1"]).level == "synced"
-    assert log.info().options == {"sync": "always", "file_roll_size": 4096}
+    assert log.info().options == {
+        "sync": "always",
+        "file_roll_size": 4096,
+        "key_index": False,
+    }
 
 
 def test_logs_are_listed_by_name(make_server: Callable[..., Server]) -> None:

@@ -236,7 +236,7 @@ def test_an_answer_that_is_lost_leaves_the_outcome_unknown(
 ) -> None:
     """The server dies between the sync of a frame and its answer."""
     server = make_server().start("--kill", "sync:journal:after:1")
-    client = server.connect()
+    client = server.connect(timeout=1.0)
     log = client.log("l", create=True)
     assert log.append(b"before") == 0
     with log.producer(linger=3600.0) as producer:
@@ -264,7 +264,7 @@ def test_a_single_append_whose_answer_is_lost_says_so(
 ) -> None:
     for when, there in (("before", [b"1"]), ("after", [b"1", b"2"])):
         server = make_server().start("--kill", f"write:journal:{when}:1")
-        client = server.connect()
+        client = server.connect(timeout=1.0)
         log = client.log("l", create=True)
         log.append(b"1")
         server.signal(signal.SIGUSR1)

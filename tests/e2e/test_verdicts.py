@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 import rlog_client as rlog
-from rlog_client import source as sources
+from rlog_client import process as processes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,10 +48,12 @@ CASES = {
     "Retry with a delay": Case(lambda: rlog.Retry(delay=0.01), again=True),
     "Retry with delay 0": Case(lambda: rlog.Retry(delay=0.0), again=True),
     "Skip": Case(lambda: rlog.Skip("not for us")),
+    "Park": Case(lambda: rlog.Park("smells")),
     "Stop": Case(lambda: rlog.STOP, completes=False, ends=True),
     "exception": Case(fail, completes=False, raises=Refused),
     "wrong type": Case(lambda: True, completes=False, raises=TypeError),
 }
+READERS_PARK = Case(lambda: rlog.PARK, completes=False, raises=rlog.InvalidRequest)
 KINDS = {"reader": None, "consumer": "an ID", "GLOBAL": rlog.GLOBAL}
 
 
@@ -91,7 +93,7 @@ def open_source(log: rlog.Log, kind: str, block: bool) -> rlog.Source:
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A Retry without a delay waits half a second in earnest."""
-    monkeypatch.setattr(sources, "_RETRY_FIRST_SECONDS", 0.02)
+    monkeypatch.setattr(processes, "DEFAULT", rlog.Backoff(first=0.02))
 
 
 def run(
@@ -124,6 +126,8 @@ def test_a_verdict_does_what_it_says(
     log: rlog.Log, kind: str, name: str, block: bool, limit: int | None, timeout: float | None
 ) -> None:
     case = CASES[name]
+    if kind == "reader" and name == "Park":
+        case = READERS_PARK
     log.append_many([b"%d" % i for i in range(RECORDS)])
     wanted = expect(case, limit)
     calls: list[tuple[int, int]] = []

@@ -166,7 +166,7 @@ MUTANTS = (
         "crash",
         (
             Edit(
-                "rlog.decisions:trim_log",
+                "rlog.decisions.logs:trim_log",
                 "desk.effects.append(lambda: files.trim(gone))",
                 "files.trim(gone)",
             ),
@@ -175,7 +175,7 @@ MUTANTS = (
     Mutant(
         "a log is removed before its deletion is synced",
         "crash",
-        (Edit("rlog.decisions:delete_log", "desk.effects.append(remove)", "remove()"),),
+        (Edit("rlog.decisions.logs:delete_log", "desk.effects.append(remove)", "remove()"),),
     ),
     Mutant(
         "answered before the sync",
@@ -290,7 +290,7 @@ MUTANTS = (
         "directed",
         (
             Edit(
-                "rlog.decisions:Desk.fact",
+                "rlog.decisions.desk:Desk.fact",
                 "policy is None or policy.at_once:",
                 "policy is None or (policy.at_once and not isinstance(fact, facts.Committed)):",
             ),
@@ -326,9 +326,9 @@ MUTANTS = (
         "crash",
         (
             Edit(
-                "rlog.state:State.apply",
-                "cursor = Cursor(committed, epoch, Holder(token, holder, time_ns))",
-                "cursor = Cursor(committed, 0, Holder(token, holder, time_ns))",
+                "rlog.state:State._change",
+                "claim.epoch, claim.held = epoch, True",
+                "claim.epoch, claim.held = 0, True",
             ),
         ),
     ),

@@ -47,11 +47,15 @@ class Asker:
 
     def __init__(self, name: str = "test:1") -> None:
         self.name = name
+        self.closed = False
         self.grants: dict[tuple[int, str], Grant] = {}
+        self.waits: set[tuple[int, str]] = set()
+        self.recalls: list[tuple[int, str]] = []
         self.answers: dict[int, protocol.Control] = {}
         self.payloads: dict[int, bytes] = {}
         self.waiting: dict[int, Callable[[protocol.Control], None]] = {}
         self.lost_claims: list[tuple[int, str, int]] = []
+        self.tickets: dict[int, int] = {}
         self._next = 0
 
     def begin(self, then: Callable[[protocol.Control], None]) -> int:
@@ -62,6 +66,9 @@ class Asker:
     def answer(
         self, request: int, control: protocol.Control, payload: bytes | memoryview = b""
     ) -> None:
+        if isinstance(control, protocol.Queued):
+            self.tickets[request] = control.ticket
+            return
         assert request not in self.answers, "answered twice"
         self.answers[request] = control
         self.payloads[request] = bytes(payload)
@@ -76,6 +83,9 @@ class Asker:
 
     def lost(self, log: int, consumer: str, epoch: int) -> None:
         self.lost_claims.append((log, consumer, epoch))
+
+    def recall(self, log: int, consumer: str) -> None:
+        self.recalls.append((log, consumer))
 
 
 class Server:

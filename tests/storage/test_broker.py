@@ -213,7 +213,8 @@ def test_of_two_claims_in_one_frame_the_first_holds() -> None:
     server = serving("always")
     claim = protocol.Claim(1, "c", model.OLDEST, TOKEN)
     other = Asker("other:1")
-    mine, theirs = ask(server, claim), ask(server, claim, other)
+    rival = protocol.Claim(1, "c", model.OLDEST, b"rival")
+    mine, theirs = ask(server, claim), ask(server, rival, other)
     server.pump()
     assert server.peer.answers[mine] == protocol.Claimed(1, 0)
     assert code(other.answers[theirs]) == errors.Busy.code
@@ -396,7 +397,8 @@ def test_what_cannot_be_is_refused_and_changes_nothing(
 def test_the_logs_own_cursor_is_under_the_same_rules() -> None:
     server = serving("always")
     claim = protocol.Claim(1, model.GLOBAL_ID, model.OLDEST, TOKEN)
-    first, second = together(server, claim, claim)
+    rival = protocol.Claim(1, model.GLOBAL_ID, model.OLDEST, b"rival")
+    first, second = together(server, claim, rival)
     assert first == protocol.Claimed(1, 0)
     assert code(second) == errors.Busy.code
 
@@ -494,7 +496,7 @@ def test_the_first_reason_stays() -> None:
 
 
 def test_where_nothing_waits_nothing_is_decided() -> None:
-    assert serving().driver.broker.decide(1) is None
+    assert serving().driver.broker.decide(1, now=0.0) is None
 
 
 def test_opening_a_log_that_is_there_asks_for_nothing_it_is_not() -> None:

@@ -142,6 +142,17 @@ def test_every_fact_is_read_back() -> None:
         facts.Committed(1, "billing", 1, 8),
         facts.Sought(1, "billing", 2, 3, True),
         facts.Forgotten(1, "billing"),
+        facts.Left(1, "billing", 2),
+        facts.Returned(1, "billing", 2),
+        facts.Evicted(1, "billing", 3, True),
+        facts.Failed(1, "billing", 3, 8, 2, "ValueError: no", 500_000_000),
+        facts.Parked(1, "billing", 3, 8, 5, "why", "error", "ValueError", "paused", True, 0),
+        facts.Redriven(1, "billing", [8, 9]),
+        facts.Took(1, "billing", 3, 8),
+        facts.Unparked(1, "billing", 3, 8),
+        facts.Resumed(1, "billing"),
+        facts.Named(1, 2**63, "etl", 4, True),
+        facts.Dropped(1, [2**64 - 1]),
     ]
     assert {type(fact) for fact in every} == set(facts.Fact.__args__)
     assert facts.decode(facts.encode(every)) == every

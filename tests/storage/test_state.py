@@ -141,9 +141,9 @@ def test_a_claim_holds_until_it_is_released() -> None:
 def test_opened_ends_every_claim_and_keeps_every_epoch() -> None:
     made = with_log(CLAIM, facts.Claimed(1, "d", 9, b"u" * 16, "host:2", 3), facts.Opened())
     cursors = made.logs[1].cursors
-    assert [(c.epoch, c.committed, c.holder) for c in cursors.values()] == [
-        (1, 0, None),
-        (9, 3, None),
+    assert [(c.epoch, c.committed, c.held) for c in cursors.values()] == [
+        (1, 0, False),
+        (9, 3, False),
     ]
 
 

@@ -1,0 +1,82 @@
+"""Decisions: one function per request. It reads the state, then refuses or adds facts.
+
+A function here runs once, in the order of arrival, against the state as it will be when the frame
+under decision is durable. It answers nobody: what it returns makes the answer, and what must wait
+for the frame's sync goes to ``desk.effects``. What returns None keeps the request: it is decided
+again when it is its turn. Up to its first fact a decision may raise any RlogError and has then done
+nothing that lasts. Space is reserved here, before the first fact, so that a full disk is met by the
+one request that it concerns and by nothing behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from rlog_client import protocol
+
+from . import appends, claims, consumers, logs, producers
+from .desk import (
+    Answer,
+    Books,
+    Desk,
+    Grant,
+    Lapse,
+    Layout,
+    Leave,
+    Look,
+    Make,
+    Peer,
+    Visible,
+    Waiting,
+    resolve,
+)
+
+if TYPE_CHECKING:
+    from rlog_client.protocol import Control
+
+__all__ = [
+    "DECISIONS",
+    "Answer",
+    "Books",
+    "Desk",
+    "Grant",
+    "Layout",
+    "Leave",
+    "Look",
+    "Make",
+    "Peer",
+    "Visible",
+    "Waiting",
+    "resolve",
+]
+
+_Decide = Callable[[Desk, Waiting, Any], Make | None]
+DECISIONS: Final[dict[type[Control], _Decide]] = {
+    protocol.Append: appends.append,
+    protocol.OpenProducer: producers.open_producer,
+    protocol.ListProducers: producers.list_producers,
+    protocol.OpenLog: logs.open_log,
+    protocol.ListLogs: logs.list_logs,
+    protocol.GetLog: logs.get_log,
+    protocol.AlterLog: logs.alter_log,
+    protocol.TrimLog: logs.trim_log,
+    protocol.DeleteLog: logs.delete_log,
+    protocol.ListSegments: logs.list_segments,
+    protocol.Claim: claims.claim,
+    protocol.Release: claims.release,
+    protocol.Evict: claims.evict,
+    protocol.Extend: claims.extend,
+    Leave: claims.leave,
+    Lapse: claims.lapse,
+    protocol.CommitCursor: consumers.commit,
+    protocol.Settle: consumers.settle,
+    protocol.TakeRedriven: consumers.take_redriven,
+    protocol.ListParked: consumers.list_parked,
+    protocol.Redrive: consumers.redrive,
+    protocol.Resume: consumers.resume,
+    protocol.SeekCursor: consumers.seek,
+    protocol.DeleteCursor: consumers.delete_cursor,
+    protocol.ListCursors: consumers.list_cursors,
+    protocol.GetCursor: consumers.get_cursor,
+}

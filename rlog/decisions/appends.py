@@ -1,0 +1,199 @@
+"""Decisions about appends: who may, whether it is there already, where it goes."""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import TYPE_CHECKING, Final
+
+from rlog_client import batch as batches
+from rlog_client import protocol
+from rlog_client.errors import (
+    Busy,
+    Conflict,
+    DiskFull,
+    Fenced,
+    InvalidRequest,
+    OutcomeUnknown,
+    TooLarge,
+)
+from rlog_client.model import PRODUCER_ID
+
+from .. import facts, state
+from .desk import Answer, Layout, refusing
+
+if TYPE_CHECKING:
+    from .desk import Desk, Make, Waiting
+
+# Of a batch's header: count, keys length; producer, sequence, epoch.
+_NUMBERS: Final = Struct("<8xI4xI4xQQI")
+SILENT_SECONDS: Final = 3600.0  # then a producer without a name is forgotten
+SILENT_MAX: Final = 1 << 16  # of them are remembered at all
+_DROPS_MAX: Final = 8  # at one append
+
+
+def append(desk: Desk, waiting: Waiting, control: protocol.Append) -> Make:
+    count, keys_bytes, producer, sequence, epoch = _NUMBERS.unpack_from(waiting.produced)
+    log = desk.log(control.log)
+    entry = log.producers.get(producer) if producer else None
+    if entry is not None and sequence + count - 1 <= entry.last:
+        original = entry.original(sequence, count)
+        _check_own(log, entry, original, epoch)
+        return _duplicate(desk, log, entry, original, producer, sequence, count)
+    desk.writable()
+    _check_fence(desk, waiting, log, entry, epoch)
+    _check_sequence(log, entry, control.after, sequence)
+    keys = _keys(desk, log, waiting, count, keys_bytes)
+    _check_expectations(log, control, keys)
+    if desk.books.full is not None:
+        raise DiskFull(desk.books.full)
+    size = batches.HEADER_BYTES + len(waiting.body)
+    place = log.place(size)
+    with refusing(f"an append of {size} bytes to log {log.name!r}"):
+        desk.books.files[log.id].reserve(place, size, log.options.file_roll_size)
+    header = batches.stamp(waiting.produced, log.id, log.end, desk.now_ns)
+    applied = desk.fact(facts.Appended(header, keys), log)
+    assert applied is not None
+    assert applied.place == place
+    if producer and (entry is None or entry.name is None):
+        _note_heard(desk, log.id, producer)
+    first, end, time_ns = applied.header.base, applied.header.end, desk.now_ns
+    desk.layouts.append(Layout(place, header, waiting.body, end))
+    return lambda synced: Answer(protocol.Appended(first, end, time_ns, synced))
+
+
+def _check_own(
+    log: state.Log, entry: state.Producer, original: state.Sent | None, epoch: int
+) -> None:
+    """What stands under these numbers may be of a successor, who opened the name meanwhile: only
+    what was sent under the same epoch, or is repeated under the present one, is a retry.
+    """
+    if entry.name is None or epoch == entry.epoch:
+        return
+    if original is None or original.epoch != epoch:
+        text = f"producer {entry.name!r} of log {log.name!r} was opened again"
+        raise Fenced(text, epoch=entry.epoch)
+
+
+def _duplicate(
+    desk: Desk,
+    log: state.Log,
+    entry: state.Producer,
+    original: state.Sent | None,
+    producer: int,
+    sequence: int,
+    count: int,
+) -> Make:
+    """It is in the log already: recognised before anything else is asked of it."""
+    first = end = -1
+    time_ns, durable_end = 0, log.end  # no longer known where: somewhere below the end
+    if original is not None:
+        first, time_ns = original.base + sequence - original.sequence, original.time_ns
+        end = durable_end = first + count
+    parts = entry.parts(sequence, count) if original is None else []
+
+    def make(synced: bool) -> Answer:
+        durable = synced or desk.books.synced_end.get(log.id, 0) >= durable_end
+        if not durable and desk.books.failed is not None:
+            return Answer(
+                protocol.error_control(
+                    OutcomeUnknown(
+                        f"the append may be in the log or not: {desk.books.failed}",
+                        producer=producer,
+                        sequence=sequence,
+                    )
+                )
+            )
+        return Answer(protocol.Appended(first, end, time_ns, durable, duplicate=True, parts=parts))
+
+    return make
+
+
+def _check_fence(
+    desk: Desk, waiting: Waiting, log: state.Log, entry: state.Producer | None, epoch: int
+) -> None:
+    """Whether this producer may append at this very moment."""
+    owner, key = log.owner, (log.id, PRODUCER_ID)
+    named = entry is not None and entry.name is not None
+    if epoch and (not named or (entry is not None and entry.exclusive)):
+        grant = waiting.peer.grants.get(key)
+        if grant is None or grant.epoch != owner.epoch or epoch != owner.epoch:
+            text = f"log {log.name!r} is at epoch {owner.epoch}: it is no longer yours alone"
+            raise Fenced(text, epoch=owner.epoch)
+        return
+    if entry is not None and named and epoch != entry.epoch:
+        text = f"producer {entry.name!r} of log {log.name!r} was opened again"
+        raise Fenced(text, epoch=entry.epoch)
+    if key in desk.books.returning and owner.holder is not None:
+        text = f"log {log.name!r} was owned by {owner.holder.name}, who may come back"
+        raise Busy(text, holder=owner.holder.name, since_ns=owner.holder.since_ns)
+    desk.check_free(log, PRODUCER_ID, owner)
+
+
+def _check_sequence(
+    log: state.Log, entry: state.Producer | None, after: int | None, sequence: int
+) -> None:
+    last = entry.last if entry is not None else -1
+    if sequence <= last:
+        raise Conflict(
+            f"log {log.name!r}: part of this batch is in the log already, up to sequence {last}",
+            end=log.end,
+            key_offset=None,
+        )
+    if after is not None and after != last:
+        raise Conflict(
+            f"log {log.name!r}: this batch is to follow sequence {after}, but {last} is the last",
+            end=log.end,
+            key_offset=None,
+        )
+
+
+def _keys(desk: Desk, log: state.Log, waiting: Waiting, count: int, keys_bytes: int) -> bytes:
+    """The keys column, if the log has an index of keys."""
+    if not log.options.key_index:
+        return b""
+    size = batches.HEADER_BYTES + len(waiting.body) + keys_bytes
+    if size > desk.books.batch_bytes_max:
+        limit = desk.books.batch_bytes_max
+        text = f"a batch of {size} bytes, its keys counted twice; the limit is {limit}"
+        raise TooLarge(text, size=size, limit=limit)
+    column = bytes(waiting.body[1 : 1 + keys_bytes])
+    try:
+        keys = batches.decode_keys(column)
+    except batches.InvalidBatch as error:
+        raise InvalidRequest(f"not a sound batch: {error}") from None
+    if keys is None:
+        return b""
+    if len(keys) != count:
+        raise InvalidRequest(f"not a sound batch: {len(keys)} keys for {count} records")
+    return column
+
+
+def _check_expectations(log: state.Log, control: protocol.Append, keys: bytes) -> None:
+    if control.expect is not None and control.expect != log.end:
+        text = f"log {log.name!r} ends at {log.end}, not at {control.expect}"
+        raise Conflict(text, end=log.end, key_offset=None)
+    if control.expect_key is None:
+        return
+    if not log.options.key_index:
+        raise InvalidRequest(f"expect_key: log {log.name!r} was made without key_index")
+    decoded = batches.decode_keys(keys) if keys else None
+    if decoded is None or len(decoded) != 1 or decoded[0] is None:
+        raise InvalidRequest("expect_key is for one record with a key")
+    last = log.keys.get(decoded[0], -1)
+    if last != control.expect_key:
+        text = f"log {log.name!r}: the key's last offset is {last}, not {control.expect_key}"
+        raise Conflict(text, end=log.end, key_offset=last)
+
+
+def _note_heard(desk: Desk, log_id: int, producer: int) -> None:
+    """Forget producers without a name when no retry of theirs can come any more."""
+    silent = desk.books.silent
+    silent[log_id, producer] = desk.now
+    silent.move_to_end((log_id, producer))
+    for _ in range(_DROPS_MAX):
+        (log, oldest), heard = next(iter(silent.items()))
+        if heard > desk.now - SILENT_SECONDS and len(silent) <= SILENT_MAX:
+            break
+        del silent[log, oldest]
+        if log in desk.state.logs:
+            desk.fact(facts.Dropped(log, [oldest]), desk.state.logs[log])

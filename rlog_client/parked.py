@@ -1,0 +1,114 @@
+"""Records that were put aside: what they are, and having them delivered again."""
+
+from __future__ import annotations
+
+import logging
+from itertools import islice
+from types import GenericAlias
+from typing import TYPE_CHECKING, Final, cast
+
+import msgspec
+
+from .errors import CorruptData, OffsetOutOfRange, Unsupported
+from .model import Parked, Record, offset
+from .protocol import Counted, Listing, ListParked, ParkedInfo, Redrive
+from .source import ReaderSteps
+from .steps import asking, finishing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from .session import Call
+    from .steps import Link, Steps
+
+PAGE: Final = 1000  # offsets of one request, and records of one listing
+
+_logger = logging.getLogger("rlog_client")
+
+
+class Picker(ReaderSteps):
+    """Reads single records, wherever they lie."""
+
+    _loan_bytes = 1  # one batch, whatever its size
+
+    def __init__(self, transport: Link, log: str, log_id: int) -> None:
+        super().__init__(transport, log, log_id, block=True)
+
+    def pick(self, at: int) -> Steps[Record]:
+        """The record with offset ``at``. OffsetOutOfRange: it was removed. CorruptData."""
+        cut = self._cut
+        if cut is None or not cut.offset <= at < cut.end:
+            yield from self._seek(offset(at))
+        while True:
+            found = yield from self._poll(1, self._transport.timeout)
+            if not found or found[0].offset > at:
+                raise OffsetOutOfRange(f"log {self._log}: offset {at} is not there", first=0, end=0)
+            if found[0].offset == at:
+                return found[0]
+
+    def leave(self) -> None:
+        self._drop()
+
+
+def picking(link: Link, log: str, log_id: int, at: int) -> Steps[Record]:
+    """One record; errors as of ``pick``."""
+    picker = Picker(link, log, log_id)
+    try:
+        return (yield from picker.pick(at))
+    finally:
+        picker.leave()
+
+
+def listing_parked(link: Link, log: str, log_id: int, consumer: str) -> Steps[list[Parked]]:
+    """What a consumer has parked, by offset, with the records themselves."""
+    picker = Picker(link, log, log_id)
+    found: list[Parked] = []
+    begin = 0
+    try:
+        while infos := (yield from _page(link, log_id, consumer, begin)):
+            for info in infos:
+                record = yield from _picked(picker, info)
+                if record is not None:
+                    found.append(
+                        Parked(record, info.reason, info.error, info.attempts, info.parked_ns)
+                    )
+            begin = infos[-1].offset + 1
+    finally:
+        picker.leave()
+    return found
+
+
+def _picked(picker: Picker, info: ParkedInfo) -> Steps[Record | None]:
+    """The record, or None for one that is not to be had: the others are listed all the same."""
+    try:
+        record = yield from picker.pick(info.offset)
+    except (OffsetOutOfRange, CorruptData) as error:
+        _logger.warning("parked record %d is not to be had: %s", info.offset, error)
+        return None
+    return msgspec.structs.replace(record, redriven=info.redriven)
+
+
+def _page(link: Link, log_id: int, consumer: str, begin: int) -> Steps[list[ParkedInfo]]:
+    call: Call[Listing] = link.request(ListParked(log_id, consumer, begin), Listing)
+    yield from finishing(link, call)
+    try:
+        infos = msgspec.msgpack.decode(call.payload, type=GenericAlias(list, ParkedInfo))
+    except msgspec.MsgspecError as error:
+        raise Unsupported(f"a listing does not decode: {error}") from None
+    return cast("list[ParkedInfo]", infos)
+
+
+def redriving(link: Link, log_id: int, consumer: str, offsets: Iterable[int] | None) -> Steps[int]:
+    """Have parked records delivered again, ``offsets`` or all: how many."""
+    count = 0
+    if offsets is None:
+        # A page at a time: what is redriven already does not count, so the end is a short page.
+        while page := (yield from asking(link, Redrive(log_id, consumer), Counted)).count:
+            count += page
+            if page < PAGE:
+                break
+        return count
+    rest = iter(sorted({offset(each).value for each in offsets}))
+    while some := list(islice(rest, PAGE)):
+        count += (yield from asking(link, Redrive(log_id, consumer, some), Counted)).count
+    return count

@@ -1,0 +1,263 @@
+"""The README's table, a cell a test: style, blocking or not, verdict, transport, client."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+
+import rlog_client as rlog
+
+STYLES = ["reader", "consumer", "global"]
+BLOCKING = ["block", "nonblock"]
+
+
+def opened(log: Any, style: str, *, block: bool) -> Any:
+    if style == "reader":
+        return log.reader(rlog.OLDEST, block=block)
+    return log.consumer("c" if style == "consumer" else rlog.GLOBAL, block=block)
+
+
+def committed(log: Any, style: str) -> int:
+    info: rlog.CursorInfo = log.cursor("c" if style == "consumer" else rlog.GLOBAL).info()
+    return info.committed
+
+
+def filled(log: Any, count: int = 5) -> list[bytes]:
+    values = [b"%d" % number for number in range(count)]
+    log.append_many(values)
+    return values
+
+
+@pytest.mark.parametrize("blocking", BLOCKING)
+@pytest.mark.parametrize("style", STYLES)
+def test_iterate(log: Any, style: str, blocking: str) -> None:
+    values = filled(log)
+    with opened(log, style, block=blocking == "block") as source:
+        seen = []
+        for record in source:
+            seen.append(record.value)
+            if style != "reader":
+                source.commit(record)
+            if blocking == "block" and len(seen) == 5:
+                break
+    assert seen == values
+    if style != "reader":
+        assert committed(log, style) == 5
+
+
+@pytest.mark.parametrize("blocking", BLOCKING)
+@pytest.mark.parametrize("style", STYLES)
+def test_poll(log: Any, style: str, blocking: str) -> None:
+    with opened(log, style, block=True) as source:
+        assert source.poll() == []
+        values = filled(log)
+        records = source.poll(timeout=30.0 if blocking == "block" else 0.0)
+        assert [record.value for record in records] == values
+        if style != "reader":
+            source.commit(records[-1])
+            assert committed(log, style) == 5
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_waiting_for_what_comes_later(log: Any, other: Any, style: str) -> None:
+    with opened(log, style, block=True) as source:
+        timer = threading.Timer(0.2, lambda: other.log(log.name).append(b"later"))
+        timer.start()
+        assert next(source).value == b"later"
+        timer.join()
+
+
+VERDICTS = ["none", "commit", "skip", "retry", "park", "stop", "raise"]
+
+
+class Handler:
+    """Gives ``verdict`` to record 2 at its first attempt, and is done with all others."""
+
+    def __init__(self, verdict: str, source: Any, count: int) -> None:
+        self.seen: list[tuple[int, int]] = []
+        self._verdict = verdict
+        self._source = source
+        self._count = count
+
+    def handle(self, record: rlog.Record) -> rlog.Verdict | None:
+        self.seen.append((record.offset, record.attempt))
+        if record.offset != 2 or record.attempt != 1:
+            return rlog.COMMIT
+        match self._verdict:
+            case "none":
+                return None
+            case "skip":
+                return rlog.Skip("because")
+            case "retry":
+                return rlog.Retry(delay=0.01)
+            case "park":
+                return rlog.Park("because")
+            case "stop":
+                return rlog.STOP
+            case "raise":
+                raise ArithmeticError("no")
+        return rlog.COMMIT
+
+
+@pytest.mark.parametrize("verdict", VERDICTS)
+@pytest.mark.parametrize("blocking", BLOCKING)
+@pytest.mark.parametrize("style", STYLES)
+def test_process(log: Any, style: str, blocking: str, verdict: str) -> None:
+    filled(log)
+    block = blocking == "block"
+    with opened(log, style, block=block) as source:
+        handler = Handler(verdict, source, 5)
+        limit = 5 if block else None
+        if verdict == "raise":
+            with pytest.raises(ArithmeticError):
+                source.process(handler.handle, limit=limit)
+        elif verdict == "park" and style == "reader":
+            with pytest.raises(rlog.InvalidRequest):
+                source.process(handler.handle, limit=limit)
+            return
+        else:
+            done = source.process(handler.handle, limit=limit)
+            assert done == (2 if verdict == "stop" else 5)
+        once = [(offset, 1) for offset in range(5)]
+        match verdict:
+            case "retry":
+                assert handler.seen == [*once[:3], (2, 2), *once[3:]]
+            case "stop" | "raise":
+                assert handler.seen == once[:3]
+            case _:
+                assert handler.seen == once
+    if style != "reader":
+        assert committed(log, style) == (2 if verdict in ("stop", "raise") else 5)
+        cursor = log.cursor("c" if style == "consumer" else rlog.GLOBAL)
+        parked = cursor.parked()
+        assert [p.record.offset for p in parked] == ([2] if verdict == "park" else [])
+    if verdict in ("stop", "raise") and style != "reader":
+        # It comes again, to whoever is next: after an exception with the attempt counted.
+        with opened(log, style, block=False) as source:
+            again = Handler("none", source, 5)
+            assert source.process(again.handle) == 3
+        assert again.seen[0] == (2, 2 if verdict == "raise" else 1)
+
+
+@pytest.mark.parametrize("blocking", BLOCKING)
+def test_policy(log: Any, blocking: str) -> None:
+    """A handler that never succeeds: tried again by the policy, parked when it is exhausted."""
+    filled(log, 2)
+    backoff = rlog.Backoff(first=0.01, cap=0.02, max_attempts=3)
+    attempts: list[int] = []
+
+    def handle(record: rlog.Record) -> None:
+        if record.offset == 0:
+            attempts.append(record.attempt)
+            raise ArithmeticError("never")
+
+    block = blocking == "block"
+    with log.consumer("c", block=block) as consumer:
+        assert consumer.process(handle, retry=backoff, limit=2 if block else None) == 2
+    assert attempts == [1, 2, 3]
+    (parked,) = log.cursor("c").parked()
+    assert (parked.record.offset, parked.attempts) == (0, 3)
+    assert "ArithmeticError: never" in parked.error
+    assert log.cursor("c").redrive() == 1
+    again: list[tuple[int, int, bool]] = []
+
+    def note(record: rlog.Record) -> None:
+        again.append((record.offset, record.attempt, record.redriven))
+
+    with log.consumer("c", block=False) as consumer:
+        assert consumer.process(note) == 1
+    assert again == [(0, 1, True)]
+
+
+def test_held_once(log: Any, other: Any) -> None:
+    with log.consumer("c"), pytest.raises(rlog.Busy):
+        other.log(log.name).consumer("c").poll()
+    with other.log(log.name).consumer("c") as consumer:
+        assert consumer.epoch == 2
+
+
+def test_taken_over(log: Any, other: Any) -> None:
+    filled(log)
+    with log.consumer("c") as first:
+        record = next(first)
+        with other.log(log.name).consumer("c", takeover=True) as second:
+            assert second.epoch == 2
+            with pytest.raises(rlog.Fenced):
+                first.commit(record)
+            second.commit(next(second))
+    assert committed(log, "consumer") == 1
+
+
+def test_seek(log: Any) -> None:
+    filled(log)
+    with log.consumer("c", block=False) as consumer:
+        consumer.commit(list(consumer)[-1])
+        assert consumer.seek(rlog.offset(3)) == 3
+        assert [record.offset for record in consumer] == [3, 4]
+        assert consumer.epoch == 2
+
+
+@pytest.mark.parametrize("kind", ["shared", "named", "exclusive"])
+def test_producers(log: Any, other: Any, kind: str) -> None:
+    kinds: dict[str, dict[str, Any]]
+    kinds = {"shared": {}, "named": {"name": "etl"}, "exclusive": {"exclusive": True}}
+    options = kinds[kind]
+    with log.producer(**options) as producer:
+        pending = [producer.send(b"%d" % number) for number in range(3)]
+        assert [each.result() for each in pending] == [0, 1, 2]
+        if kind == "named":
+            assert producer.epoch == 1
+        if kind == "exclusive":
+            with pytest.raises(rlog.Busy):
+                other.log(log.name).append(b"x")
+    with log.producer(**options) as producer:
+        assert producer.send(b"3").result() == 3
+        assert producer.flush() == 4
+    if kind == "named":
+        with log.producer(name="etl") as producer:
+            assert producer.last_sequence == 3
+
+
+def test_expectations(client: Any, log: Any) -> None:
+    assert log.append(b"a", expect=0) == 0
+    with pytest.raises(rlog.Conflict) as conflict:
+        log.append(b"b", expect=0)
+    assert conflict.value.end == 1
+    keyed = client.log(f"{log.name}.keyed", create=True, key_index=True)
+    assert keyed.append(b"a", key=b"k", expect_key=-1) == 0
+    with pytest.raises(rlog.Conflict) as conflict:
+        keyed.append(b"b", key=b"k", expect_key=-1)
+    assert conflict.value.key_offset == 0
+    assert keyed.append(b"b", key=b"k", expect_key=0) == 1
+
+
+def test_receipts(log: Any) -> None:
+    receipt = log.append_many([b"a", b"b"])
+    assert (receipt.first, receipt.end, receipt.level, receipt.duplicate) == (0, 2, "synced", False)
+    log.wait_synced(2, timeout=30)
+    with log.producer() as producer:
+        assert producer.send(b"c").receipt().first == 2
+
+
+def test_looked_at_from_outside(log: Any) -> None:
+    filled(log)
+    with log.consumer("c", block=False) as consumer:
+        record = next(consumer)
+        consumer.commit(record)
+        info = log.cursor("c").info()
+        assert (info.committed, info.lag_records, len(info.members)) == (1, 4, 1)
+        assert info.lag_bytes > 0
+        assert info.lag_seconds >= 0
+    assert [each.id for each in log.cursors()] == ["c"]
+    assert not log.cursor("c").info().members
+    assert log.info().end == 5
+
+
+def test_stopped_from_another_thread(log: Any) -> None:
+    with log.consumer("c") as consumer:
+        timer = threading.Timer(0.2, consumer.stop)
+        timer.start()
+        assert consumer.process(lambda record: None) == 0
+        timer.join()

@@ -1,0 +1,57 @@
+"""A member in a process of its own, which some records kill.
+
+    python -m tests.e2e.member URL LOG '{"poison": [3], "in_flight": 1, ...}'
+
+Handles what there is, and writes each offset with its attempt to stdout before it dies or goes on.
+``death``: "exit", "kill", or "return": leave ``process`` at the poison by Stop, then vanish.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from typing import Any
+
+import rlog_client as rlog
+
+
+def die(how: str) -> None:
+    if how == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    os._exit(7)
+
+
+def main() -> None:
+    url, name, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+    log = rlog.connect(url, name="member").log(name)
+    consumer = log.consumer("c", block=False)
+
+    def handler(record: rlog.Record) -> rlog.Verdict:
+        print(record.offset, record.attempt, flush=True)
+        if record.offset in options["poison"]:
+            if options["death"] == "return":
+                return rlog.STOP
+            die(options["death"])
+        return rlog.COMMIT
+
+    retry = rlog.Backoff(first=0.01, max_attempts=options["max_attempts"])
+    consumer.process(handler, in_flight=options["in_flight"], retry=retry)
+    if options["death"] == "return":
+        die("kill")
+    consumer.close()
+
+
+def run(url: str, log: str, **options: Any) -> tuple[int, list[tuple[int, int]]]:
+    """-> exit code, and the (offset, attempt) of every call."""
+    command = [sys.executable, "-m", "tests.e2e.member", url, log, json.dumps(options)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert "Traceback" not in done.stderr, done.stderr
+    calls = [(int(o), int(a)) for o, a in (line.split() for line in done.stdout.splitlines())]
+    return done.returncode, calls
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,419 @@
+"""Planted bugs: each switches one rule of claims, producers or verdicts off, in the real code."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tests.storage.mutants import Edit, Mutant
+
+CLAIMS = "rlog.decisions.claims"
+APPENDS = "rlog.decisions.appends"
+CONSUMERS = "rlog.decisions.consumers"
+DESK = "rlog.decisions.desk"
+
+# The judge is "schedules", or "directed", by the test that ``first`` names.
+MUTANTS: Final = (
+    # --- the races ----------------------------------------------------------------------------
+    Mutant(
+        "two claimers both hold",
+        "schedules",
+        (
+            Edit(
+                f"{DESK}:Desk.check_free",
+                "claim.holder is not None and self.is_held((log.id, name), claim)",
+                "False",
+            ),
+        ),
+    ),
+    Mutant(
+        "two exclusive producers both own the log",
+        "schedules",
+        (
+            Edit(
+                f"{CLAIMS}:take",
+                "desk.check_free(ask.log, ask.name, claim)",
+                'ask.name == "@producer" or desk.check_free(ask.log, ask.name, claim)',
+            ),
+        ),
+    ),
+    Mutant(
+        "a paused holder that wakes after a takeover commits",
+        "schedules",
+        (
+            Edit(
+                f"{DESK}:Desk.held_cursor",
+                "grant is None or grant.epoch != cursor.epoch or epoch != cursor.epoch",
+                "grant is None",
+            ),
+        ),
+    ),
+    Mutant(
+        "a paused owner appends with frames under way",
+        "schedules",
+        (
+            Edit(
+                f"{APPENDS}:_check_fence",
+                "grant is None or grant.epoch != owner.epoch or epoch != owner.epoch",
+                "owner.holder is None",
+            ),
+        ),
+    ),
+    Mutant(
+        "a retry whose reply was lost is appended again",
+        "schedules",
+        (
+            Edit(
+                f"{APPENDS}:append",
+                "entry is not None and sequence + count - 1 <= entry.last",
+                "False",
+            ),
+            Edit(
+                f"{APPENDS}:_check_sequence",
+                "last = entry.last if entry is not None else -1",
+                "last = sequence - 1 if after is None else after",
+            ),
+        ),
+    ),
+    Mutant(
+        "a retry whose reply was lost is a conflict",
+        "directed",
+        (
+            Edit(
+                f"{APPENDS}:append",
+                "entry is not None and sequence + count - 1 <= entry.last",
+                "False",
+            ),
+        ),
+        "test_a_reply_that_was_lost_after_its_frame_was_synced_is_given_again",
+    ),
+    Mutant(
+        "a member killed with a record in hand fails nothing",
+        "schedules",
+        (
+            Edit(
+                "rlog.state:State._change",
+                "cursor.holder is not None and not cursor.held",
+                "False",
+            ),
+        ),
+    ),
+    Mutant(
+        "a redrive while the consumer runs puts its record down",
+        "directed",
+        (
+            Edit(
+                "rlog.state:_settle",
+                "failed, cursor.hand = cursor.parked[offset], None",
+                "failed = cursor.parked[offset]\n                cursor.put_down()",
+            ),
+        ),
+        "test_a_verdict_on_a_redriven_record_leaves_what_was_begun_at_the_cursor",
+    ),
+    Mutant(
+        "a redrive while the consumer runs is not told to it",
+        "directed",
+        (Edit(f"{CONSUMERS}:_recall", "desk.effects.append(tell)", "pass"),),
+        "test_a_redrive_while_the_consumer_is_at_work_leaves_its_record_alone",
+    ),
+    Mutant(
+        "a verdict falls on a parked record that was not redriven",
+        "directed",
+        (
+            Edit(
+                f"{CONSUMERS}:settle",
+                "parked is not None and parked.redriven",
+                "parked is not None",
+            ),
+        ),
+        "test_what_was_not_redriven_is_not_delivered_again",
+    ),
+    Mutant(
+        "a seek under a holder needs no force",
+        "schedules",
+        (Edit(f"{CONSUMERS}:seek", "desk.free_cursor(", "desk.cursor("),),
+    ),
+    Mutant(
+        "a seek leaves the epoch",
+        "schedules",
+        (Edit(f"{CONSUMERS}:seek", "cursor.epoch + 1", "cursor.epoch"),),
+    ),
+    Mutant(
+        "retries are not recognised after a restart",
+        "schedules",
+        (
+            Edit(
+                "rlog.state:State.apply",
+                "each.owner.held = False",
+                "each.owner.held = False; each.producers.clear()",
+            ),
+        ),
+    ),
+    Mutant(
+        "a commit's fence is that of its arrival",
+        "schedules",
+        (
+            Edit(
+                f"{DESK}:Desk.held_cursor",
+                "grant.epoch != cursor.epoch or epoch != cursor.epoch",
+                "epoch != grant.epoch",
+            ),
+        ),
+    ),
+    Mutant(
+        "an append's fence is that of its arrival",
+        "schedules",
+        (
+            Edit(
+                f"{APPENDS}:_check_fence",
+                "grant.epoch != owner.epoch or epoch != owner.epoch",
+                "epoch != grant.epoch",
+            ),
+        ),
+    ),
+    Mutant(
+        "the epoch of a name is not compared",
+        "schedules",
+        (
+            Edit(
+                f"{APPENDS}:_check_fence",
+                "entry is not None and named and epoch != entry.epoch",
+                "False and entry is not None",
+            ),
+        ),
+    ),
+    # --- who holds, and who comes next --------------------------------------------------------
+    Mutant(
+        "whoever comes back too late gets a claim of its own",
+        "schedules",
+        (
+            Edit(
+                f"{CLAIMS}:take",
+                "    if control.epoch:\n        raise F",
+                "    if 0:\n        raise F",
+            ),
+        ),
+    ),
+    Mutant(
+        "nobody has first right after a restart",
+        "schedules",
+        (Edit(f"{CLAIMS}:take", "ask.key in books.returning", "False"),),
+    ),
+    Mutant(
+        "after a restart anybody passes the owner",
+        "schedules",
+        (Edit(f"{APPENDS}:_check_fence", "key in desk.books.returning", "False"),),
+    ),
+    Mutant(
+        "the first right is for ever",
+        "directed",
+        (Edit(f"{DESK}:Books.ring", "del self.returning[key]", "continue"),),
+        "test_when_the_first_right_is_over_whoever_waited_gets_the_claim",
+    ),
+    Mutant(
+        "the old connection keeps its grant when its member comes back",
+        "schedules",
+        (Edit(f"{CLAIMS}:_come_back", "del before.grants[key]", "pass"),),
+    ),
+    Mutant(
+        "a takeover ends the claim of whoever has come back since",
+        "directed",
+        (
+            Edit(
+                f"{CLAIMS}:claim_anew",
+                "desk.effects.append(books.ending(key))",
+                "desk.effects.append(lambda: books.ending(key)())",
+            ),
+        ),
+        "test_one_that_took_over_and_comes_back_in_the_same_frame_holds_and_the_old_one_is_told",
+    ),
+    Mutant(
+        "a release behind a claim in one frame is that of the claim before",
+        "schedules",
+        (
+            Edit(
+                f"{CLAIMS}:_give_up",
+                "claimed is not None and claimed[0] is peer",
+                "epoch is None and claimed is not None and claimed[0] is peer",
+            ),
+        ),
+    ),
+    Mutant(
+        "nobody is called when a claim ends with its connection",
+        "schedules",
+        (Edit(f"{CLAIMS}:_give_up", "desk.effects.append(lambda: books.call(key))", "pass"),),
+    ),
+    Mutant(
+        "a newcomer passes the standbys",
+        "directed",
+        (Edit(f"{CLAIMS}:take", "not held and ask.key in books.waiting", "False"),),
+        "test_a_newcomer_in_the_frame_of_a_release_does_not_pass_a_standby",
+    ),
+    Mutant(
+        "tickets follow the wall clock",
+        "directed",
+        (
+            Edit(
+                f"{CLAIMS}:_wait",
+                "max(desk.now_ns, books.ticket + 1, _ticket(queue[-1]) + 1 if queue else 0)",
+                "desk.now_ns",
+            ),
+        ),
+        "test_standbys_keep_their_order_when_the_wall_clock_is_put_back",
+    ),
+    Mutant(
+        "a standby that waits no longer is not answered",
+        "directed",
+        (
+            Edit(
+                f"{DESK}:Books.stop_waiting",
+                "peer.answer(waiting.request, protocol.error_control(error))",
+                "pass",
+            ),
+        ),
+        "test_a_standby_that_waits_no_longer_is_told_so",
+    ),
+    # --- what is counted ----------------------------------------------------------------------
+    Mutant(
+        "a takeover of one who is there fails its record",
+        "schedules",
+        (
+            Edit(
+                "rlog.state:State._change",
+                "cursor.holder is not None and not cursor.held",
+                "cursor.holder is not None",
+            ),
+        ),
+    ),
+    Mutant(
+        "of several in hand the first fails",
+        "schedules",
+        (
+            Edit(
+                "rlog.state:Cursor.vanished",
+                "self.begun == self.committed + 1",
+                "self.begun > self.committed",
+            ),
+        ),
+    ),
+    Mutant(
+        "an evict fails the record in hand",
+        "schedules",
+        (
+            Edit(
+                "rlog.state:State._change",
+                "lapsed and isinstance(claim, Cursor)",
+                "isinstance(claim, Cursor)",
+            ),
+        ),
+    ),
+    Mutant(
+        "the time in hand runs out though the record was put down",
+        "schedules",
+        (
+            Edit(
+                f"{CLAIMS}:lapse",
+                "grant is not None and grant.in_hand is not None and key not in desk.books.hands",
+                "True",
+            ),
+        ),
+    ),
+    Mutant(
+        "a lapse fails nothing",
+        "schedules",
+        (
+            Edit(
+                "rlog.state:State._change",
+                "lapsed and isinstance(claim, Cursor)",
+                "False and isinstance(claim, Cursor)",
+            ),
+        ),
+    ),
+    Mutant(
+        "a delay follows the wall clock",
+        "directed",
+        (
+            Edit(
+                f"{DESK}:Desk.wait_seconds",
+                "max(0.0, self.books.due.get((*key, offset), self.now) - self.now)",
+                "max(0.0, (failed.failed_ns + failed.delay_ns - self.now_ns) / 1e9)",
+            ),
+        ),
+        "test_a_delay_is_by_the_monotonic_clock",
+    ),
+    # --- what is put aside --------------------------------------------------------------------
+    Mutant(
+        "a seek back leaves redriven records redriven",
+        "schedules",
+        (
+            Edit(
+                "rlog.state:State._change",
+                "parked.redriven = parked.redriven and parked_at < offset",
+                "pass",
+            ),
+        ),
+    ),
+    Mutant(
+        "a paused consumer forgets its streak",
+        "schedules",
+        (
+            Edit(
+                "rlog.state:_settle",
+                "cursor.paused is None and (not cause or cause != cursor.cause)",
+                "not cause or cause != cursor.cause",
+            ),
+        ),
+    ),
+    Mutant(
+        "a success resumes and redrives nothing",
+        "schedules",
+        (Edit("rlog.state:Cursor.resume", "self.redrive(self.streak)", "pass"),),
+    ),
+    # --- producers ----------------------------------------------------------------------------
+    Mutant(
+        "a fenced producer is told that its successor's records are its own",
+        "schedules",
+        (Edit(f"{APPENDS}:append", "_check_own(log, entry, original, epoch)", "pass"),),
+    ),
+    Mutant(
+        "a batch behind one that was refused passes for the next",
+        "directed",
+        (Edit(f"{APPENDS}:_check_sequence", "after is not None and after != last", "False"),),
+        "test_what_is_behind_a_refused_batch_is_refused_too",
+    ),
+    Mutant(
+        "producers are forgotten by the wall clock",
+        "schedules",
+        (
+            Edit(
+                f"{APPENDS}:_note_heard",
+                "desk.now - SILENT_SECONDS",
+                "desk.now - (SILENT_SECONDS if 1.6e18 < desk.now_ns < 1.8e18 else 0.2)",
+            ),
+        ),
+    ),
+    Mutant(
+        "expectations are tested before retries are recognised",
+        "directed",
+        (
+            Edit(
+                f"{APPENDS}:append",
+                "entry is not None and sequence + count - 1 <= entry.last",
+                "entry is not None and sequence + count - 1 <= entry.last "
+                "and control.expect in (None, log.end)",
+            ),
+        ),
+        "test_a_retry_is_recognised_before_the_expectation_is_tested",
+    ),
+    Mutant(
+        "an owner comes back to a name that another has opened",
+        "directed",
+        (
+            Edit(
+                "rlog.decisions.producers:open_producer",
+                "_check_not_reopened(log, entry, control)",
+                "pass",
+            ),
+        ),
+        "test_an_owner_whose_name_was_opened_by_another_cannot_come_back_to_it",
+    ),
+)

@@ -1,0 +1,92 @@
+"""The schedules are tried, too: each rule is switched off, and that is seen."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from itertools import product
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+
+from tests.schedules import test_claims, test_producers, test_verdicts
+from tests.schedules.mutants import MUTANTS
+from tests.schedules.schedule import run
+from tests.storage.mutants import Mutant, planted
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SEEDS = 400
+
+
+def by_schedules(_first: str) -> str:
+    for seed in range(SEEDS):
+        try:
+            wrong, _counts = run(seed)
+        except Exception as error:
+            wrong = [f"the server broke: {type(error).__name__}: {error}"]
+        if wrong:
+            return f"seed {seed}: {wrong[0]}"
+    return ""
+
+
+def by_directed(first: str) -> str:
+    [test] = [
+        getattr(module, first)
+        for module in (test_claims, test_producers, test_verdicts)
+        if hasattr(module, first)
+    ]
+    for arguments in cases(test):
+        try:
+            test(**arguments)
+        except Exception as error:
+            line = (str(error) or type(error).__name__).splitlines()[0]
+            return f"{first[5:]} {list(arguments.values()) or ''}: {line}"
+    return ""
+
+
+def cases(test: Any) -> Iterator[dict[str, Any]]:
+    """The arguments that pytest would give it."""
+    marks = [mark for mark in getattr(test, "pytestmark", ()) if mark.name == "parametrize"]
+    assert {mark.args[0] for mark in marks} == set(inspect.signature(test).parameters)
+    for values in product(*(mark.args[1] for mark in marks)):
+        yield {mark.args[0]: value for mark, value in zip(marks, values, strict=True)}
+
+
+JUDGES = {"schedules": by_schedules, "directed": by_directed}
+
+
+class Row(NamedTuple):
+    """Of the table that the run prints."""
+
+    mutant: Mutant
+    caught: str
+    seconds: float
+
+
+@pytest.fixture(scope="module")
+def table(request: pytest.FixtureRequest) -> Iterator[list[Row]]:
+    rows: list[Row] = []
+    yield rows
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled():
+        caught = sum(bool(row.caught) for row in rows)
+        print(f"\n\n{caught} of {len(rows)} planted bugs caught:")
+        for row in rows:
+            print(f"  {row.seconds:4.1f} s  {row.mutant.judge:9} {row.mutant.name}")
+            print(f"          {row.caught[:110] or 'SURVIVED'}")
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name.replace(" ", "_"))
+def test_a_rule_switched_off_is_seen(mutant: Mutant, table: list[Row]) -> None:
+    began = time.monotonic()
+    with planted(mutant):
+        caught = JUDGES[mutant.judge](mutant.first)
+    table.append(Row(mutant, caught, time.monotonic() - began))
+    assert caught
+
+
+@pytest.mark.parametrize("first", sorted({each.first for each in MUTANTS} - {""}))
+def test_without_a_planted_bug_a_directed_test_sees_none(first: str) -> None:
+    assert by_directed(first) == ""
