@@ -55,6 +55,7 @@ class SourceSteps:
         self._until: int | None = None
         self._subscription: Subscription | None = None
         self._place = 0  # of the next record, while there is no cut
+        self._known_end = 0  # of the log, when that was asked for last
         self._cut: Cut | None = None
         self._held: Record | None = None  # handed back: the next one to be delivered
         self._done = 0  # the offset after the last record that process is done with
@@ -201,6 +202,7 @@ class SourceSteps:
         if block or self._stopped:
             return self._until
         end = (yield from asking(self._transport, Resolve(self._log_id, LATEST), Place)).end
+        self._known_end = end
         return end if self._until is None else min(end, self._until)
 
     # --- records ------------------------------------------------------------------------------
@@ -321,11 +323,21 @@ class SourceSteps:
 
         False: ``deadline`` or ``stop()`` came first, and nothing else.
         """
-        if not (yield from self._read_on(deadline)):
+        limit = deadline
+        if self._offset < self._known_end and (patience := until(self._transport.timeout)):
+            # They are there: to have them is a request, and not a wait for what may come.
+            limit = patience if deadline is None else min(patience, deadline)
+        if not (yield from self._read_on(limit)):
+            if not self._stopped and not over(deadline):
+                raise self._away()
             return False
         subscription = self._lend()
-        yield from self._and_call_back(subscription, self._brought(subscription, deadline))
-        return bool(subscription.stock) or (not self._stopped and not over(deadline))
+        yield from self._and_call_back(subscription, self._brought(subscription, limit))
+        if subscription.stock:
+            return True
+        if not subscription.broken and not self._stopped and limit != deadline and over(limit):
+            raise self._away()
+        return not self._stopped and not over(deadline)
 
     def _fetch_now(self) -> Steps[bool]:
         """Fetch what there is. False: nothing."""

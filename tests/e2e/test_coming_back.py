@@ -522,3 +522,23 @@ def test_cut_at_any_moment_everything_is_there_once_and_in_order(
         for name in ("a", "b"):
             assert direct.log(name).info().end == len(history.sent[name])
     assert history.counts["acknowledged"] > 0
+
+
+@pytest.mark.parametrize("how", ["process", "iterate"])
+def test_what_is_there_is_asked_for_no_longer_than_the_timeout(
+    make_server: Callable[..., Server], how: str
+) -> None:
+    """Without ``block`` nothing is waited for that may never come, a dead server included."""
+    server = make_server().start()
+    with server.connect(timeout=1.0) as client:
+        log = client.log("orders", create=True)
+        for _batch in range(12):  # more than one loan
+            log.append_many([b"x" * 100_000] * 5)
+        consumer = log.consumer("c", block=False)
+        with pytest.raises(rlog.ConnectionLost):
+            if how == "process":
+                consumer.process(lambda r: server.kill() if r.offset == 5 else None, in_flight=60)
+            else:
+                for record in consumer:
+                    if record.offset == 5:
+                        server.kill()
