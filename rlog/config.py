@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
 BACKLOG: Final = 1024
 
 
+class AddressInUse(Exception):
+    """Another process listens there."""
+
+
 class Listen:
     """An address to listen at: ``HOST:PORT``, ``[IPV6]:PORT``, or ``unix:PATH``.
 
@@ -22,6 +27,7 @@ class Listen:
     """
 
     def __init__(self, text: str) -> None:
+        self.text = text
         self.path: str | None = None
         self.host, self.port = "", 0
         if text.startswith("unix:"):
@@ -35,14 +41,19 @@ class Listen:
         self.host, self.port = host.removeprefix("[").removesuffix("]"), int(port)
 
     def bind(self) -> socket.socket:
-        """A listening socket. Raises OSError."""
+        """A listening socket. Raises AddressInUse, OSError."""
         if self.path is None:
             family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
-            sock = socket.create_server((self.host, self.port), family=family, backlog=BACKLOG)
+            try:
+                sock = socket.create_server((self.host, self.port), family=family, backlog=BACKLOG)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+                raise AddressInUse(f"{self.text} is in use by another process") from None
         else:
             with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
                 probe.connect(self.path)
-                raise ValueError(f"a server listens at {self.path}")
+                raise AddressInUse(f"a server listens at {self.path}")
             remove_socket(self.path)
             sock = socket.create_server(self.path, family=socket.AF_UNIX, backlog=BACKLOG)
         sock.setblocking(False)

@@ -385,7 +385,7 @@ def _prepare_socket(sock: socket.socket) -> None:
 async def serve(config: Config) -> None:
     """Serve a data directory until SIGTERM or SIGINT.
 
-    Raises Locked, Refused, ValueError, OSError.
+    Raises Locked, Refused, AddressInUse, ValueError, OSError.
     """
     lock = Lock(config.data_dir)
     listeners: list[socket.socket] = []

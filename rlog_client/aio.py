@@ -728,7 +728,7 @@ class AsyncLog:
         return await self._transport.run(listing(self._transport, request, of))
 
     async def info(self) -> LogInfo:
-        """The log as it stands now."""
+        """The log as it stands now. NotFound: it was deleted."""
         return (await self._transport.call(GetLog(self._id), LogReply)).info
 
     async def wait_synced(self, offset: int, *, timeout: float | None = None) -> None:
@@ -739,17 +739,17 @@ class AsyncLog:
         await self._transport.run(syncing(self._transport, self._id, offset, timeout))
 
     async def alter(self, **options: Unpack[LogOptions]) -> LogInfo:
-        """Change ``options``; those not named stay as they are."""
+        """Change ``options``; those not named stay as they are. Errors as of ``Log.alter``."""
         request = AlterLog(self._id, checked_options(options))
         return (await self._transport.call(request, LogReply)).info
 
     async def trim(self, before: Whence) -> int:
-        """Let whole segments below ``before`` go: the log's new first offset."""
+        """Let whole segments below ``before`` go: the log's new first offset. As ``Log.trim``."""
         request = TrimLog(self._id, check_whence(before))
         return (await self._transport.call(request, Place)).offset
 
     async def delete(self) -> None:
-        """Delete the log, its records and its consumers."""
+        """Delete the log, its records and its consumers. Errors as of ``Log.delete``."""
         await self._transport.call(DeleteLog(self._id), Done)
 
     def __repr__(self) -> str:

@@ -273,7 +273,7 @@ class AsyncTransport:
             self._turn = monotonic()
 
     async def call(self, control: Control, expects: type[AnswerT]) -> AnswerT:
-        """Ask, and wait for the answer. Raises its error; TimedOut after the client's timeout."""
+        """Ask, and wait for the answer. Raises its error; after the timeout ``overdue``'s."""
         return await self.run(asking(self, control, expects))
 
     def limit_after(self, error: BaseException | None) -> float | None:

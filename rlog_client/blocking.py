@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from inspect import iscoroutinefunction
 from itertools import chain
 from time import monotonic
 from typing import TYPE_CHECKING, Self, cast
@@ -12,7 +13,7 @@ from msgspec import Struct
 from .batch import RECORD_OVERHEAD
 from .consumer import ConsumerSteps
 from .model import Backoff, Bytes, Item, Receipt, Record, Verdict, Whence
-from .process import OnExhausted, process
+from .process import Escaped, OnExhausted, process
 from .producer import Batch, ProducerSteps, receipt_at
 from .source import ReaderSteps, SourceSteps
 from .steps import leaving
@@ -97,6 +98,10 @@ class Source(SourceSteps, Iterator[Record]):
         ``block=False`` (None: as opened). Before it returns or raises, what is done with is
         committed.
         """
+        if iscoroutinefunction(handler):
+            raise TypeError(
+                f"{handler!r} is an async function: those are handlers under connect_async()"
+            )
         steps = process(
             self,
             handler,
@@ -107,7 +112,10 @@ class Source(SourceSteps, Iterator[Record]):
             retry=retry,
             on_exhausted=on_exhausted,
         )
-        return self._transport.run(steps)
+        try:
+            return self._transport.run(steps)
+        except Escaped as escaped:
+            raise escaped.error from None
 
     def seek(self, whence: Whence) -> int:
         """Go on at ``whence``: the offset of the next record. What was prefetched is dropped.

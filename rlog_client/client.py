@@ -199,9 +199,9 @@ class Log:
 
         ``name``: under it, every record has a sequence number, which the server keeps for ever: it
         appends none twice. Whoever opens a name again fences the one before. ``exclusive``: nobody
-        else may append to the log meanwhile; ``standby`` waits for the claim to end, ``takeover``
-        ends it. ``linger``: seconds. ``batch_bytes``: of a full batch. ``buffer_bytes``:
-        unacknowledged.
+        else may append to the log meanwhile; ``standby`` waits for the claim to end, for as long as
+        that takes, ``takeover`` ends it. ``linger``: seconds. ``batch_bytes``: of a full batch.
+        ``buffer_bytes``: unacknowledged.
         """
         producer = Producer(
             self._transport,
@@ -228,7 +228,9 @@ class Log:
         """Read from ``whence`` on, up to ``until`` (exclusive; LATEST is the end as it is now).
 
         ``block=False`` ends iterating at the end as it stood when it began. OffsetOutOfRange:
-        ``whence`` is outside the log.
+        ``whence`` is outside the log. Reading raises Gap when what comes next was trimmed,
+        CorruptData when it is damaged (each once; what follows comes next), and NotFound when the
+        log was deleted.
         """
         reader = Reader(self._transport, self.name, self._id, whence, until=until, block=block)
         self._client._made.add(reader)
@@ -249,9 +251,14 @@ class Log:
         """Read with a durable cursor on the server; see ``Consumer``.
 
         ``start``: where a cursor begins that does not exist yet. ``standby``: wait until whoever
-        holds it lets go. ``takeover``: end their claim. ``autocommit``: a record is committed when
-        the next is asked for. ``hand_seconds``: how long a handler of ``process`` may have a record
-        before the claim ends and an attempt is counted; None: for ever.
+        holds it lets go; the client's timeout does not count. ``takeover``: end their claim.
+        ``autocommit``: a record is committed when the next is asked for. ``hand_seconds``: how long
+        a handler of ``process`` may have a record before the claim ends and an attempt is counted;
+        None: for ever.
+
+        Its claim raises Busy while somebody else holds it, OffsetOutOfRange for a ``start`` outside
+        the log, and NotFound when the log was deleted. After that its uses raise Fenced when the
+        claim is lost, as by a deletion, and reading raises Gap and CorruptData as a reader's does.
         """
         consumer = Consumer(
             self._transport,
@@ -277,7 +284,7 @@ class Log:
         return self._transport.run(listing(self._transport, ListCursors(self._id), CursorInfo))
 
     def info(self) -> LogInfo:
-        """The log as it stands now."""
+        """The log as it stands now. NotFound: it was deleted."""
         return self._transport.call(GetLog(self._id), LogReply).info
 
     def wait_synced(self, offset: int, *, timeout: float | None = None) -> None:
@@ -288,15 +295,27 @@ class Log:
         self._transport.run(syncing(self._transport, self._id, offset, timeout))
 
     def alter(self, **options: Unpack[LogOptions]) -> LogInfo:
-        """Change ``options``; those not named stay as they are."""
+        """Change ``options``; those not named stay as they are.
+
+        InvalidRequest: a value out of range, or another ``key_index``. NotFound: the log was
+        deleted. OutcomeUnknown: the answer was lost, and they may have been changed.
+        """
         return self._transport.call(AlterLog(self._id, checked_options(options)), LogReply).info
 
     def trim(self, before: Whence) -> int:
-        """Let whole segments below ``before`` go: the log's new first offset."""
+        """Let whole segments below ``before`` go: the log's new first offset.
+
+        The segment of the lowest parked record, and all that follow it, stay until that is done
+        with. OffsetOutOfRange: ``before`` is outside the log. NotFound: the log was deleted.
+        OutcomeUnknown: the answer was lost, and they may be gone.
+        """
         return self._transport.call(TrimLog(self._id, check_whence(before)), Place).offset
 
     def delete(self) -> None:
-        """Delete the log, its records and its consumers."""
+        """Delete the log, its records and its consumers.
+
+        NotFound: it was deleted before. OutcomeUnknown: the answer was lost, and it may be gone.
+        """
         self._transport.call(DeleteLog(self._id), Done)
 
     def _append(

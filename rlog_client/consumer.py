@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 import msgspec
 
 from .errors import ConnectionLost, CorruptData, Fenced, InvalidRequest, OffsetOutOfRange, RlogError
-from .model import Backoff, Commit, Park, Record, Retry, Skip, consumer_name, offset
+from .model import (
+    Backoff,
+    Commit,
+    Park,
+    Record,
+    Retry,
+    Skip,
+    checked_seconds,
+    consumer_name,
+    offset,
+)
 from .parked import picking
 from .protocol import (
     Claim,
@@ -91,9 +101,9 @@ class ConsumerSteps(SourceSteps):
         self._reads_as = self._consumer = consumer_name(consumer_id)
         self._start = check_whence(start)
         self._autocommit = autocommit
-        self._standby = standby
-        self._takeover = takeover
-        self._hand_seconds = hand_seconds
+        self._standby = bool(standby)
+        self._takeover = bool(takeover)
+        self._hand_seconds = None if hand_seconds is None else checked_seconds(hand_seconds)
         self._claimed = False
         self._claiming = Claiming(self._claim_again, Claimed, self._came_back)
         self._token = os.urandom(16)  # who comes back with it has the claim that it had
@@ -222,6 +232,8 @@ class ConsumerSteps(SourceSteps):
                 yield Wait(lambda: call.done or self._stopped)
                 if not call.done:
                     session.unclaim(claiming)
+                    # Another one in its place: what the server says to this one is of no interest.
+                    self._claiming = Claiming(self._claim_again, Claimed, self._came_back)
                     self._transport.serve()
                     return False
                 claimed = call.get()
@@ -341,6 +353,8 @@ class ConsumerSteps(SourceSteps):
             self._failed = _Failed(claimed.committed, claimed.attempts, due)
 
     def _check_ours(self, record: Record) -> None:
+        if not isinstance(record, Record):
+            raise TypeError(f"a Record, as it was handed out, and not {record!r}")
         if record.log != self._log:
             raise InvalidRequest(f"a record of log {record.log}; this consumes {self._log}")
         if record.epoch != self._epoch:
@@ -547,6 +561,11 @@ class ConsumerSteps(SourceSteps):
         """The lowest redriven record, which is not begun by that; None for none."""
         while True:
             self._check()
+            # First a subscription: it is told of what is redriven after the answer.
+            if not (yield from self._read_on(until(self._transport.timeout))):
+                if self._stopped:
+                    return None
+                raise self._away()
             if (subscription := self._subscription) is not None:
                 subscription.recalled = False
             taken = yield from self._taking(begin=False)
@@ -635,7 +654,7 @@ def _named(verdict: Verdict, attempt: int) -> tuple[_Name, str, float]:
         case Park(reason):
             return "park", reason, 0.0
         case Retry(delay):
-            return "retry", "", pause(DEFAULT, attempt) if delay is None else max(0.0, delay)
+            return "retry", "", pause(DEFAULT, attempt) if delay is None else delay
     raise InvalidRequest(f"a record is settled by Commit, Skip, Park or Retry, not by {verdict!r}")
 
 

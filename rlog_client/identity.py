@@ -76,14 +76,14 @@ class Identity:
         self.log = log
         self.log_id = log_id
         self.name = name
-        self.exclusive = exclusive
+        self.exclusive = bool(exclusive)
         self.id = new_producer_id()
         self.epoch = 0
         self.last = -1
         self.opened = False
         self.ready = not self.opens
-        self._standby = standby
-        self._takeover = takeover
+        self._standby = bool(standby)
+        self._takeover = bool(takeover)
         self._token = os.urandom(16) if exclusive else b""
         self._claiming: Claiming | None = None
 

@@ -158,6 +158,23 @@ def check_consumer(name: str, what: str = "a consumer ID") -> None:
         raise InvalidRequest(f"{what} has no control characters: {name!r}")
 
 
+SECONDS_MAX: Final = 366 * 86_400.0
+
+
+def checked_seconds(seconds: Any) -> float:
+    """``seconds`` as the server takes them: 0 to a year."""
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise TypeError(f"seconds are a number, not {seconds!r}")
+    if not 0 <= seconds <= SECONDS_MAX:
+        raise ValueError(f"seconds are 0 to {SECONDS_MAX:.0f}, not {seconds}")
+    return float(seconds)
+
+
+def _check_text(reason: Any) -> None:
+    if not isinstance(reason, str):
+        raise TypeError(f"a reason is a str, not {type(reason).__name__}")
+
+
 class Commit(Struct, frozen=True):
     """Done with this record."""
 
@@ -169,17 +186,27 @@ class Retry(Struct, frozen=True):
 
     delay: float | None = None
 
+    def __post_init__(self) -> None:
+        if self.delay is not None:
+            checked_seconds(self.delay)
+
 
 class Skip(Struct, frozen=True):
     """Done with this record without having handled it; ``reason`` goes to the log."""
 
     reason: str = ""
 
+    def __post_init__(self) -> None:
+        _check_text(self.reason)
+
 
 class Park(Struct, frozen=True):
     """Done with this record for now: it stays where it is, and is listed by ``Cursor.parked``."""
 
     reason: str = ""
+
+    def __post_init__(self) -> None:
+        _check_text(self.reason)
 
 
 class Stop(Struct, frozen=True):

@@ -82,9 +82,19 @@ def process(
     return (yield from run.run())
 
 
+class Escaped(Exception):
+    """A handler's StopIteration, which would end the steps instead of coming out of them."""
+
+    def __init__(self, error: StopIteration) -> None:
+        super().__init__(error)
+        self.error = error
+
+
 def _check_arguments(
     limit: int | None, in_flight: int, retry: Backoff | None, on_exhausted: str
 ) -> None:
+    if not isinstance(in_flight, int) or not isinstance(limit, int | None):
+        raise TypeError("limit and in_flight are whole numbers")
     if limit is not None and limit < 0:
         raise ValueError(f"limit is at least 0, not {limit}")
     if in_flight < 1:
@@ -169,6 +179,8 @@ class Process:
                     verdict = yield Await(verdict)
             except Exception as error:
                 if not (yield from self._raised(record, error)):
+                    if isinstance(error, StopIteration):
+                        raise Escaped(error) from None
                     raise
                 return True
             if verdict is not None and not isinstance(verdict, Commit):
@@ -220,7 +232,7 @@ class Process:
         policy = self._how.retry
         if policy is not None and record.attempt >= (policy.max_attempts or math.inf):
             return (yield from self._exhausted(record, error, RETRY_VERDICT))
-        seconds = pause(policy or DEFAULT, record.attempt) if delay is None else max(0.0, delay)
+        seconds = pause(policy or DEFAULT, record.attempt) if delay is None else delay
         yield from self._count(record, error, seconds)
         yield from self._rest(seconds)
         return True

@@ -23,6 +23,7 @@ from weakref import WeakMethod
 from .errors import (
     AccessDenied,
     ConnectionLost,
+    InvalidRequest,
     NotFound,
     OutcomeUnknown,
     RlogError,
@@ -85,7 +86,8 @@ _CHANGES: Final = (
 _GONE_IS_DONE: Final = (DeleteLog, DeleteCursor)  # a repeated one that finds nothing did it before
 _ONCE: Final = (Evict,)  # a repeated one would strike the next holder
 # What the server's farewell can say that no new connection will change.
-_FINAL: Final = (Unsupported, AccessDenied)
+# (Or that it could not read what it was sent: it would be sent the same again.)
+_FINAL: Final = (Unsupported, AccessDenied, InvalidRequest)
 
 RETRY_SECONDS_MIN: Final = 0.05  # between two tries to connect,
 RETRY_SECONDS_MAX: Final = 5.0
@@ -213,8 +215,8 @@ def _release(call: Call[Any]) -> Release | None:
     control = call.control
     if isinstance(control, OpenProducer):
         return Release(control.log, PRODUCER_ID) if control.exclusive else None
-    assert isinstance(control, Claim), "nothing else is claimed"
-    return Release(control.log, control.consumer)
+    # (None: interrupted before it was asked for.)
+    return Release(control.log, control.consumer) if isinstance(control, Claim) else None
 
 
 _MethodT = TypeVar("_MethodT", bound="Callable[..., Any]")

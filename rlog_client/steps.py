@@ -108,7 +108,7 @@ def until(timeout: float | None) -> float | None:
 
 
 def asking(link: Link, control: Control, expects: type[AnswerT]) -> Steps[AnswerT]:
-    """Ask, and wait for the answer. Raises its error; TimedOut after the client's timeout."""
+    """Ask, and wait for the answer. Raises its error; after the client's timeout ``overdue``'s."""
     call = link.request(control, expects)
     try:
         return (yield from finishing(link, call))
@@ -119,16 +119,16 @@ def asking(link: Link, control: Control, expects: type[AnswerT]) -> Steps[Answer
 
 
 def finishing(link: Link, call: Call[AnswerT]) -> Steps[AnswerT]:
-    """The answer. After the client's timeout, reconnects included, ConnectionLost, or TimedOut of
-    a server that is there and silent; OutcomeUnknown for what may have been done.
-    """
+    """The answer. After the client's timeout, reconnects included, the error is ``overdue``'s."""
     if not call.done and not (yield Wait(lambda: call.done, until(link.timeout))):
         call.fail(overdue(link, call))
     return call.get()
 
 
 def overdue(link: Link, call: Call[Any]) -> RlogError:
-    """The error of a call that has taken too long."""
+    """The error of a call that has taken too long: OutcomeUnknown of what was sent and may have
+    been done; else ConnectionLost, or TimedOut when the server is there and silent.
+    """
     reason = f"{link.address} did not answer within {link.timeout} s"
     if (lost := link.session.lost) is not None:
         reason = f"{reason}: {lost}"

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 DEFAULT_URL: Final = f"rlog://127.0.0.1:{DEFAULT_PORT}"
 RECEIVE_BYTES: Final = 64 * 1024
+_WAIT_SECONDS_MAX: Final = 86_400.0
 _PIECES_MAX: Final = 16  # buffers of one sendmsg
 # A host that stops acknowledging is found out within 15 s: 5 s of silence, two probes 5 s apart.
 _KEEPALIVE: Final = (
@@ -186,11 +187,13 @@ class Transport(ABC):
         return self.start(Call(expects), control)
 
     def call(self, control: Control, expects: type[AnswerT]) -> AnswerT:
-        """Ask, and wait for the answer. Raises its error; TimedOut after the client's timeout."""
+        """Ask, and wait for the answer. Raises its error; after the timeout as ``finish``."""
         return self.run(asking(self, control, expects))
 
     def finish(self, call: Call[AnswerT]) -> AnswerT:
-        """The answer. After the client's timeout TimedOut, for an append OutcomeUnknown."""
+        """The answer. After the client's timeout OutcomeUnknown, of what was sent and may have been
+        done; else ConnectionLost, or TimedOut when the server is there and silent.
+        """
         return self.run(finishing(self, call))
 
     def post(self, action: Callable[[Session], object]) -> None:
@@ -204,6 +207,8 @@ class Transport(ABC):
             try:
                 self._tend()
                 self._write()
+            except ValueError:
+                pass  # collected together with its sockets: those are closed already
             finally:
                 self._inside.release()
 
@@ -452,7 +457,7 @@ class SocketTransport(Transport):
     def _polled(self, seconds: float | None) -> dict[int, int]:
         """What is ready, after ``seconds`` at most: descriptor -> events."""
         # Interrupted, poll() runs the signal handlers: the exception of Ctrl-C comes out of here.
-        ready = dict(self._poll.poll(None if seconds is None else seconds * 1000))
+        ready = dict(self._poll.poll(_milliseconds(seconds)))
         if self._woken.fileno() in ready:
             with contextlib.suppress(BlockingIOError):
                 self._woken.recv(4096)
@@ -479,7 +484,7 @@ class SocketTransport(Transport):
             left = max(0.0, self._give_up_at - monotonic())
             seconds = left if seconds is None else min(seconds, left)
         # Interrupted, poll() runs the signal handlers: the exception of Ctrl-C comes out of here.
-        ready = self._poll.poll(None if seconds is None else seconds * 1000)
+        ready = self._poll.poll(_milliseconds(seconds))
         for descriptor, event in ready:
             if descriptor == self._woken.fileno():
                 with contextlib.suppress(BlockingIOError):
@@ -571,6 +576,11 @@ def _record(
     results.extend(map(call, (argument,)))
 
 
+def _milliseconds(seconds: float | None) -> float | None:
+    """For poll(), which takes no more than fits its int: whoever waits longer asks again."""
+    return None if seconds is None else min(seconds, _WAIT_SECONDS_MAX) * 1000
+
+
 def _connect(address: Address, deadline: float | None) -> socket.socket:
     error: OSError | None = None
     try:
@@ -580,7 +590,7 @@ def _connect(address: Address, deadline: float | None) -> socket.socket:
                 raise TimeoutError("timed out")
             connecting = socket.socket(family, socket.SOCK_STREAM)
             try:
-                connecting.settimeout(left)
+                connecting.settimeout(None if left is None else min(left, _WAIT_SECONDS_MAX))
                 _configure(connecting, family)
                 connecting.connect(where)
             except OSError as failed:

@@ -29,6 +29,7 @@ from .options import (
 )
 from .options import command as verb
 from .output import size
+from .whence import GRAMMAR
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -127,7 +128,7 @@ def logs_rm(settings: Settings, log: str, yes: bool) -> None:
 
 @logs.command("trim", help="Let whole segments below WHENCE go; prints the new first offset.")
 @click.argument("log")
-@option("--before", type=WHENCE, required=True)
+@option("--before", type=WHENCE, required=True, help=f"This one stays: {GRAMMAR}.")
 @yes_flag
 @pass_settings
 def logs_trim(settings: Settings, log: str, before: Place, yes: bool) -> None:
@@ -147,7 +148,7 @@ def logs_trim(settings: Settings, log: str, before: Place, yes: bool) -> None:
 
 
 @verb(help="Ask the server for a sign of life; prints the round trip time.")
-@option("-n", "--count", type=click.IntRange(min=1), default=1, show_default=True)
+@option("-n", "--count", type=click.IntRange(min=1), default=1, show_default=True, help="So often.")
 @option("--interval", type=float, default=1.0, show_default=True, help="Seconds between two.")
 def ping(settings: Settings, count: int, interval: float) -> None:
     out = settings.out

@@ -376,12 +376,19 @@ def _headers(
     callback=_delimiter,
     help="What is before it in a line is the record's key, the rest its value.",
 )
-@option("-H", "--header", multiple=True, metavar="NAME=VALUE", callback=_headers)
+@option(
+    "-H",
+    "--header",
+    multiple=True,
+    metavar="NAME=VALUE",
+    callback=_headers,
+    help="A header of every record. Several are possible.",
+)
 @option("-0", "--null", is_flag=True, help="Records end with a NUL, not with a newline.")
 @option("--whole", is_flag=True, help="Each FILE is one record.")
 @option("--keep-newline", is_flag=True, help="The newline is part of the value.")
 @option("--jsonl", is_flag=True, help="Lines as `cat -o jsonl` writes them.")
-@option("--batch-bytes", type=SIZE, default="1MiB", show_default=True)
+@option("--batch-bytes", type=SIZE, default="1MiB", show_default=True, help="Of a full batch.")
 @option("--rate", type=_Rate(), metavar="RATE", help="Records a second; with a unit (1MiB), bytes.")
 @option("--create/--no-create", default=True, help="Make the log if there is none (the default).")
 @fail_empty()

@@ -25,6 +25,7 @@ from .options import (
 )
 from .output import duration, rfc3339, size
 from .records import to_row
+from .whence import GRAMMAR
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -149,7 +150,7 @@ def consumers_describe(settings: Settings, log: str, id: str | Global) -> None:
 @consumers.command("seek", help="Put a cursor elsewhere; prints where it stood, and stands.")
 @click.argument("log")
 @click.argument("id", type=CONSUMER)
-@option("--to", type=WHENCE, required=True)
+@option("--to", type=WHENCE, required=True, help=f"The next record to read: {GRAMMAR}.")
 @option("--force", is_flag=True, help="Also when it is held: the holder is fenced.")
 @pass_settings
 def consumers_seek(settings: Settings, log: str, id: str | Global, to: Place, force: bool) -> None:

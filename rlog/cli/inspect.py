@@ -612,9 +612,9 @@ def _inspect_segment(out: Output, file: File, path: str, wanted: Wanted) -> None
     help="Show what is stored: of LOG through the server, of DIR or FILE offline, read only.",
 )
 @click.argument("target", metavar="LOG|DIR|FILE")
-@option("--segments", is_flag=True)
+@option("--segments", is_flag=True, help="The files that hold the records.")
 @option("--batches", is_flag=True, help="With checksums, stored and made anew.")
-@option("--records", is_flag=True)
+@option("--records", is_flag=True, help="Every record: its place, its time and its sizes.")
 @option("--frames", is_flag=True, help="The journal's, with their facts.")
 @option("--hex", "hex_offset", type=click.IntRange(min=0), metavar="OFFSET", help="Its batch, raw.")
 @option("--log", "log", metavar="NAME", help="Of a DIR: only this log.")

@@ -17,7 +17,7 @@ import click
 import rlog_client
 from rlog_client import GLOBAL, Global
 from rlog_client.model import GLOBAL_ID
-from rlog_client.transport import parse_url
+from rlog_client.transport import DEFAULT_URL, parse_url
 
 from ..policy import parse_bytes, parse_policy, parse_seconds
 from .output import Output
@@ -178,14 +178,30 @@ def _remember(ctx: click.Context, param: click.Parameter, value: Any) -> None:
         setattr(ctx.ensure_object(Settings), param.name, value)
 
 
+_ADDR_HELP: Final = f"rlog://HOST[:PORT] or rlog+unix:///PATH.  [default: {DEFAULT_URL}]"
+_TIMEOUT_HELP: Final = (
+    f"For connecting, and for each request.  [default: {TIMEOUT_SECONDS:g} seconds]"
+)
 # Declarations and attributes of the flags of every verb.
 _COMMON: Final[tuple[tuple[tuple[str, ...], dict[str, Any]], ...]] = (
-    (("-a", "--addr"), {"metavar": "URL", "help": "rlog://HOST[:PORT] or rlog+unix:///PATH."}),
-    (("--timeout",), {"type": SECONDS, "help": "For connecting, and for each request."}),
-    (("-o", "--output"), {"type": click.Choice(["table", "json", "jsonl"])}),
+    (("-a", "--addr"), {"metavar": "URL", "help": _ADDR_HELP}),
+    (("--timeout",), {"type": SECONDS, "help": _TIMEOUT_HELP}),
+    (
+        ("-o", "--output"),
+        {
+            "type": click.Choice(["table", "json", "jsonl"]),
+            "help": "For people, or for programs: one JSON document, or one a line.",
+        },
+    ),
     (("-q", "--quiet"), {"is_flag": True, "help": "No talk on stderr, but for errors."}),
     (("-v", "--verbose"), {"is_flag": True, "help": "More of it."}),
-    (("--color",), {"type": click.Choice(["auto", "always", "never"])}),
+    (
+        ("--color",),
+        {
+            "type": click.Choice(["auto", "always", "never"]),
+            "help": "auto: at a terminal.  [default: auto]",
+        },
+    ),
 )
 
 

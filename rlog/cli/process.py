@@ -30,6 +30,7 @@ from . import wire
 from .exits import Exit, Stopped
 from .options import CONSUMER, SECONDS, WHENCE, Command, Settings, fail_empty, option, pass_settings
 from .output import StdoutGone
+from .whence import GRAMMAR
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -272,9 +273,9 @@ uncommitted. With --max-attempts, --pause-after, --retry-first or --retry-cap a 
 again, like 75.
 
 SIGTERM, SIGINT and SIGHUP let the command that runs finish; a second one ends it, and its record
-is not committed. Exit status: 0 after SIGTERM and SIGHUP, 130 after SIGINT; 6 when the consumer is
-held by somebody else, lost to somebody else, or paused; 127 when there is no CMD, 126 when it
-cannot be run.
+is not committed. Exit status: 0 after SIGTERM and SIGHUP, 130 after SIGINT; 1 after a failure,
+whatever CMD's own status was; 6 when the consumer is held by somebody else, lost to somebody else,
+or paused; 127 when there is no CMD, 126 when it cannot be run.
 """
 
 
@@ -291,7 +292,7 @@ cannot be run.
     type=WHENCE,
     default="start",
     show_default=True,
-    help="Where a cursor begins that does not exist yet.",
+    help=f"Where a cursor begins that does not exist yet: {GRAMMAR}.",
 )
 @option("--standby", is_flag=True, help="Held by somebody else: wait until it is free.")
 @option("--takeover", is_flag=True, help="Held by somebody else: end that claim.")

@@ -18,7 +18,8 @@ from .exits import Exit
 from .options import CONSUMER, TEMPLATE, WHENCE, ParamType, Settings, command, fail_empty, option
 from .output import STDOUT
 from .records import to_lines, to_objects
-from .template import compile_template
+from .template import FORMAT_HELP, compile_template
+from .whence import GRAMMAR
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -97,11 +98,25 @@ def _rendered(out: Output, render: Render) -> Iterator[None]:
     help="Write the values of LOG to stdout, up to the end it has now, each with a newline.",
 )
 @click.argument("log")
-@option("--from", "begin", type=WHENCE, default="start", show_default=True)
-@option("--to", "end", type=WHENCE, default="end", help="Not included.  [default: end]")
+@option(
+    "--from",
+    "begin",
+    type=WHENCE,
+    default="start",
+    show_default=True,
+    help=f"Begin there: {GRAMMAR}.",
+)
+@option(
+    "--to",
+    "end",
+    type=WHENCE,
+    default="end",
+    show_default=True,
+    help=f"End before it: {GRAMMAR}.",
+)
 @option("-n", "--count", type=click.IntRange(min=0), help="At most so many records.")
 @option("--raw", is_flag=True, help="Values alone, without a newline of our own.")
-@option("--format", "template", type=TEMPLATE, help=r"Such as '%o %t %k %v\n'.")
+@option("--format", "template", type=TEMPLATE, help=FORMAT_HELP)
 @fail_empty()
 def cat(
     settings: Settings,
@@ -243,11 +258,15 @@ class _Regex(ParamType):
     help="The last so many; with --from or -c, at most so many.  [default: 10]",
 )
 @option("-f", "-F", "--follow", is_flag=True, help="Go on as records come.")
-@option("--from", "begin", type=WHENCE, help="Begin there.")
+@option("--from", "begin", type=WHENCE, help=f"Begin there: {GRAMMAR}.")
 @option("-g", "--grep", type=_Regex(), help="Only values in which this is found.")
-@option("--format", "template", type=TEMPLATE, help=r"Such as '%o %t %k %v\n'.")
+@option("--format", "template", type=TEMPLATE, help=FORMAT_HELP)
 @option(
-    "-c", "--consumer", type=CONSUMER, help="Read as this consumer; commit what stdout has taken."
+    "-c",
+    "--consumer",
+    type=CONSUMER,
+    help="Read as this consumer; commit what stdout has taken. What is in a pipe counts as taken, "
+    "whether or not somebody reads it.",
 )
 @fail_empty()
 def tail(

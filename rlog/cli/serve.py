@@ -9,7 +9,7 @@ from typing import Any, Final
 import click
 import msgspec
 
-from ..config import Config, Listen
+from ..config import AddressInUse, Config, Listen
 from ..driver import Limits
 from ..files import PAGE
 from ..policy import parse_policy
@@ -95,10 +95,34 @@ def _set_up_logging(form: str, level: str) -> None:
     show_default=True,
     help="Of each journal file; counts only when the directory is made.",
 )
-@option("--batch-bytes-max", type=SIZE, default="8MiB", show_default=True)
-@option("--record-bytes-max", type=SIZE, default="1MiB", show_default=True)
-@option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
-@option("--log-level", type=click.Choice(_LEVELS), default="info", show_default=True)
+@option(
+    "--batch-bytes-max",
+    type=SIZE,
+    default="8MiB",
+    show_default=True,
+    help="The largest batch that is taken; never more than fits in a journal file.",
+)
+@option(
+    "--record-bytes-max",
+    type=SIZE,
+    default="1MiB",
+    show_default=True,
+    help="The largest record that is taken; never more than fits in a batch.",
+)
+@option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="Of the server's own log, on stderr.",
+)
+@option(
+    "--log-level",
+    type=click.Choice(_LEVELS),
+    default="info",
+    show_default=True,
+    help="What is less is not logged.",
+)
 def serve(
     settings: Settings,
     data_dir: str,
@@ -123,5 +147,7 @@ def serve(
 
     try:
         trio.run(run, Config(data_dir, listen, limits))
+    except AddressInUse as error:
+        raise Stopped(Exit.CONFLICT, str(error)) from None
     except ValueError as error:
         raise Stopped(Exit.ERROR, str(error)) from None

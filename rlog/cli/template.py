@@ -46,6 +46,10 @@ def _times(records: Sequence[Record]) -> Iterable[bytes]:
         yield known[time_ns]
 
 
+FORMAT_HELP: Final = r"""Such as '%o %t %k %v\n': %o offset, %t time (%T in ns), %k key (%K its
+length, or -1), %v value (%V its length), %l log, %h headers, %e event time in ns, %% a percent
+sign."""
+
 # What a directive is printed with, and its column: whole columns, since a call for each record and
 # directive would cost more than all the rest.
 _DIRECTIVES: Final[dict[str, tuple[bytes, Callable[[Sequence[Record]], Iterable[Any]]]]] = {

@@ -29,6 +29,7 @@ from rlog_client.model import (
     offset,
 )
 
+GRAMMAR: Final = "start | end | N | -N | @RFC3339 | @-1h | consumer:ID"
 _DIGITS: Final = frozenset("0123456789")
 _CONSUMER: Final = "consumer:"
 _UNITS_NS: Final = {

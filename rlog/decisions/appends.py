@@ -19,7 +19,7 @@ from rlog_client.errors import (
 from rlog_client.model import PRODUCER_ID
 
 from .. import facts, state
-from .desk import Answer, Layout, refusing
+from .desk import Answer, Layout, refusing, reopened
 
 if TYPE_CHECKING:
     from .desk import Desk, Make, Waiting
@@ -70,8 +70,7 @@ def _check_own(
     if entry.name is None or epoch == entry.epoch:
         return
     if original is None or original.epoch != epoch:
-        text = f"producer {entry.name!r} of log {log.name!r} was opened again"
-        raise Fenced(text, epoch=entry.epoch)
+        raise reopened(log, entry.name, entry.epoch)
 
 
 def _duplicate(
@@ -121,8 +120,7 @@ def _check_fence(
             raise Fenced(text, epoch=owner.epoch)
         return
     if entry is not None and named and epoch != entry.epoch:
-        text = f"producer {entry.name!r} of log {log.name!r} was opened again"
-        raise Fenced(text, epoch=entry.epoch)
+        raise reopened(log, entry.name, entry.epoch)
     if key in desk.books.returning and owner.holder is not None:
         text = f"log {log.name!r} was owned by {owner.holder.name}, who may come back"
         raise Busy(text, holder=owner.holder.name, since_ns=owner.holder.since_ns)

@@ -431,6 +431,11 @@ class Desk:
 NOBODY: Final = Nobody()
 
 
+def reopened(log: state.Log, name: str | None, epoch: int) -> Fenced:
+    """The error of a producer whose name somebody else has opened since, under ``epoch``."""
+    return Fenced(f"producer {name!r} of log {log.name!r} was opened again", epoch=epoch)
+
+
 def resolve(log: state.Log, whence: model.Whence, end: int) -> int:
     """The offset that ``whence`` means in a log that ends at ``end``.
 

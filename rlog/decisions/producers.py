@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rlog_client import model, protocol
-from rlog_client.errors import Fenced, InvalidRequest
+from rlog_client.errors import InvalidRequest
 from rlog_client.model import PRODUCER_ID
 
 from .. import facts, state
 from .claims import Ask, Turn, claim_anew, take
-from .desk import Answer, Grant, listing
+from .desk import Answer, Grant, listing, reopened
 
 if TYPE_CHECKING:
     from .desk import Desk, Make, Waiting
@@ -35,8 +35,7 @@ def open_producer(desk: Desk, waiting: Waiting, control: protocol.OpenProducer) 
             claim_anew(desk, waiting.peer, Ask(log, PRODUCER_ID, control), Grant(epoch, 0))
     elif control.epoch:
         if entry.epoch != control.epoch:
-            text = f"producer {control.name!r} of log {log.name!r} was opened again"
-            raise Fenced(text, epoch=entry.epoch)
+            raise reopened(log, control.name, entry.epoch)
         epoch = control.epoch
     if control.name is not None and entry.epoch != epoch:
         desk.fact(facts.Named(log.id, producer, control.name, epoch, control.exclusive))
@@ -55,8 +54,7 @@ def _check_not_reopened(
         and holder.token == control.token
         and entry.epoch > log.owner.epoch
     ):
-        text = f"producer {control.name!r} of log {log.name!r} was opened again"
-        raise Fenced(text, epoch=entry.epoch)
+        raise reopened(log, control.name, entry.epoch)
 
 
 def _entry(log: state.Log, control: protocol.OpenProducer) -> state.Producer:

@@ -172,6 +172,12 @@ def test_6_exists_busy_and_locked(
     assert caught.value.returncode == 6
 
 
+def test_6_an_address_in_use(server: ServerProcess, rlog: Rlog, tmp_path: Path) -> None:
+    address = server.url.removeprefix("rlog://")
+    rival = ("serve", "--data-dir", str(tmp_path / "rival"), "--listen")
+    refused(rlog(*rival, address), 6, f"{address} is in use by another process")
+
+
 def test_7_a_line_that_is_too_large_leaves_those_before_it(
     rlog: Rlog, log: str, tmp_path: Path
 ) -> None:
@@ -299,6 +305,7 @@ def test_every_flag_has_its_variable_and_none_twice() -> None:
         for each in flags:
             if each.expose_value and each.name != "help":
                 long = next(o for o in each.opts if o.startswith("--"))
+                assert each.help, (path, long)
                 assert each.envvar == f"RLOG_{long[2:].replace('-', '_').upper()}", (path, long)
         if isinstance(command, click.Group):
             context = click.Context(command)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -134,3 +135,78 @@ def test_what_is_stored_is_read_also_when_less_is_taken_now(
         assert values == big
         with pytest.raises(rlog.TooLarge):
             client.log("l").append_many(big)
+
+
+# --- found by attacking clients, claims and verdicts ----------------------------------------
+
+
+def test_what_is_redriven_reaches_a_worker_that_was_cut_off_while_idle(
+    make_server: Callable[..., Server],
+) -> None:
+    server = make_server().start()
+    with server.connect() as client:
+        log = client.log("orders", create=True)
+        log.append_many([b"0", b"1"])
+        consumer = log.consumer("c")
+        consumer.process(lambda r: rlog.Park() if r.offset == 0 else None, block=False)
+        server.kill()
+        server.start()
+        seen: list[tuple[int, bool]] = []
+
+        def note(record: rlog.Record) -> None:
+            seen.append((record.offset, record.redriven))
+
+        consumer.process(note, block=False)
+        assert log.cursor("c").redrive() == 1
+        consumer.process(note, block=False)
+        assert seen == [(0, True)]
+
+
+@pytest.mark.parametrize("style", ["reader", "consumer"])
+def test_a_handlers_stop_iteration_comes_out_as_it_is(log: rlog.Log, style: str) -> None:
+    log.append(b"x")
+    source = log.reader(rlog.OLDEST) if style == "reader" else log.consumer("c")
+    with source, pytest.raises(StopIteration):
+        source.process(lambda r: next(iter(())))
+
+
+def test_values_that_cannot_be_are_refused_where_they_are_made(log: rlog.Log) -> None:
+    wrong: list[tuple[type[Exception], Callable[[], object]]] = [
+        (TypeError, lambda: rlog.Park(None)),  # type: ignore[arg-type]
+        (TypeError, lambda: rlog.Skip(b"")),  # type: ignore[arg-type]
+        (TypeError, lambda: rlog.Retry("1")),  # type: ignore[arg-type]
+        (ValueError, lambda: rlog.Retry(float("nan"))),
+        (ValueError, lambda: rlog.Retry(1e10)),
+        (TypeError, lambda: log.consumer("c", hand_seconds="5")),  # type: ignore[arg-type]
+        (TypeError, lambda: log.consumer("c").commit(None)),  # type: ignore[arg-type]
+        (TypeError, lambda: log.consumer("c").process(len, in_flight=1.5)),  # type: ignore[arg-type]
+    ]
+    for error, make in wrong:
+        with pytest.raises(error):
+            make()
+    # What is only true or false by way of speaking is not worth a connection.
+    assert log.consumer("d", standby=1).poll() == []  # type: ignore[arg-type]
+
+
+def test_a_request_that_the_server_cannot_read_is_not_sent_for_ever(client: rlog.Client) -> None:
+    with pytest.raises(rlog.InvalidRequest):
+        client._transport.call(protocol.GetLog("one"), protocol.LogReply)  # type: ignore[arg-type]
+
+
+def test_a_standby_that_is_stopped_is_told_nothing_else(log: rlog.Log, other: rlog.Client) -> None:
+    with log.consumer("c"):
+        waits = other.log(log.name).consumer("c", standby=True)
+        timer = threading.Timer(0.05, waits.stop)
+        timer.start()
+        assert waits.process(lambda r: None) == 0
+        timer.join()
+        time.sleep(0.05)  # the server's word on it has come
+        assert waits.poll() == []
+
+
+def test_a_wait_may_be_longer_than_the_kernel_counts(log: rlog.Log) -> None:
+    with log.reader(rlog.LATEST) as reader:
+        timer = threading.Timer(0.1, reader.stop)
+        timer.start()
+        assert reader.poll(timeout=1e10) == []
+        timer.join()

@@ -18,4 +18,4 @@ with rlog.connect() as client:
         print(parked.record.offset, f"{parked.attempts} attempts:", reason)
         if text in reason:
             chosen.append(parked.record.offset)
-    print(f"{cursor.redrive(chosen)} records will be delivered again")
+    print("records to be delivered again:", cursor.redrive(chosen))

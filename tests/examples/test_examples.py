@@ -193,7 +193,7 @@ def test_redrive(example: Example, client: rlog.Client) -> None:
     with log.consumer("c", block=False) as consumer:
         consumer.process(lambda r: rlog.Park(f"reason {r.offset}"))
     output = example.run("redrive.py", "orders", "c", "reason 1")
-    assert output.endswith("1 records will be delivered again\n")
+    assert output.endswith("records to be delivered again: 1\n")
     seen = []
     with log.consumer("c", block=False) as consumer:
         consumer.process(lambda r: seen.append((r.offset, r.redriven)))
