@@ -209,6 +209,8 @@ def interrupted() -> Iterator[Interrupted]:
     gc.enable()
 
 
+# (Python prints and drops what is raised while a weak reference is called back.)
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_hundred_interrupts_of_a_consumer_leave_no_record_out(
     server: Server, log: rlog.Log, interrupted: Interrupted
 ) -> None:
@@ -246,6 +248,8 @@ def test_a_hundred_interrupts_of_a_consumer_leave_no_record_out(
     assert following == RECORDS
 
 
+# (Python prints and drops what is raised while a weak reference is called back.)
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_hundred_interrupts_of_a_producer_leave_every_record_once_and_in_order(
     server: Server, log: rlog.Log, interrupted: Interrupted
 ) -> None:
