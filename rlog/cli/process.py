@@ -214,7 +214,10 @@ class Runner:
 
 
 def _file_of(value: bytes) -> IO[bytes]:
-    """A file and no pipe: nobody has to wait until the command reads it, or does not."""
+    """A file and no pipe: nobody has to wait until the command reads it, or does not.
+
+    Open: the caller's to close, hence no ``with`` here.
+    """
     if hasattr(os, "memfd_create"):
         file: IO[bytes] = open(os.memfd_create("record"), "w+b", buffering=0)  # noqa: SIM115
     else:

@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -168,6 +169,9 @@ def test_a_loop_over_five_lives_of_the_server_sees_every_record_once_and_in_orde
             else log.consumer("c", autocommit=kind == "autocommit")
         )
 
+        def has_seen(end: int) -> bool:
+            return len(seen) == end
+
         def live() -> None:
             for _ in range(lives):
                 with own.connect() as fresh:
@@ -175,7 +179,7 @@ def test_a_loop_over_five_lives_of_the_server_sees_every_record_once_and_in_orde
                         fresh.log("l").append_many([b"x"] * (each // 3))
                         time.sleep(0.02)
                     end = fresh.log("l").info().end
-                eventually(lambda end=end: len(seen) == end, "the loop has it all")  # type: ignore[misc]
+                eventually(partial(has_seen, end), "the loop has it all")
                 restart(own)
             source.stop()
 
