@@ -25,6 +25,7 @@ from .peer import OUT_BYTES_MAX, Hub, Peer
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from .membership import Membership
     from .subscription import Subscription
 
 logger = logging.getLogger("rlog.connection")
@@ -135,12 +136,12 @@ class Connection(Peer):
 
     # --- reading the disk ---------------------------------------------------------------------
 
-    def _pump(self, subscription: Subscription) -> None:
+    def _pump(self, subscription: Subscription | Membership) -> None:
         """Push what can be pushed without waiting; the rest is the drain task's."""
         if not self._draining and not self._push(subscription):
             self._start_draining()
 
-    async def _push_waiting(self, subscription: Subscription) -> None:
+    async def _push_waiting(self, subscription: Subscription | Membership) -> None:
         """One push whose records may have to come from the disk."""
         read = subscription.next_read()
         if read is not None:

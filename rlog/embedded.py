@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from rlog_client.session import Session
 
+    from .membership import Membership
     from .subscription import Subscription
 
 logger = logging.getLogger("rlog.embedded")
@@ -154,7 +155,7 @@ class EmbeddedPeer(Peer):
         if self._out and self.asleep_until != AWAKE:
             self.ring()
 
-    def _pump(self, subscription: Subscription) -> None:
+    def _pump(self, subscription: Subscription | Membership) -> None:
         if not self._push(subscription, wait=True):
             self._full = True
 

@@ -212,6 +212,48 @@ class Dropped(Struct, frozen=True, array_like=True, tag=22):
     producers: list[int]
 
 
+class Joined(Struct, frozen=True, array_like=True, tag=29):
+    """A member of a shared consumer has claimed; ``epoch`` is its own, and names it.
+
+    ``committed``: where the cursor stands, which for a new one is where it was told to start.
+    """
+
+    log: int
+    consumer: str
+    epoch: int
+    token: bytes
+    holder: str
+    committed: int
+
+
+class Vanished(Struct, frozen=True, array_like=True, tag=30):
+    """A member of a shared consumer is gone for good, with what it had in hand.
+
+    ``lapsed``: those that it had for too long; only they are to blame then. ``error``: the text of
+    that attempt.
+    """
+
+    log: int
+    consumer: str
+    epoch: int
+    lapsed: list[int]
+    error: str
+
+
+class Completed(Struct, frozen=True, array_like=True, tag=31):
+    """Of a shared consumer: records are done with, wherever they lie.
+
+    ``done``: begin, end, begin, end ... of ranges of offsets. ``begun``: all that is in this
+    member's hands from now on.
+    """
+
+    log: int
+    consumer: str
+    epoch: int
+    done: list[int]
+    begun: list[int]
+
+
 Fact = (
     Opened
     | Appended
@@ -235,6 +277,9 @@ Fact = (
     | Resumed
     | Named
     | Dropped
+    | Joined
+    | Vanished
+    | Completed
 )
 _encoder: Final = msgspec.msgpack.Encoder()
 _decoder: Final = msgspec.msgpack.Decoder(list[Fact])

@@ -27,7 +27,8 @@ from rlog_client.errors import (
 )
 from rlog_client.protocol import Control, Message, ProtocolError, Side
 
-from .decisions import DECISIONS, Answer, Grant, Leave, Look, Waiting, resolve
+from .decisions import DECISIONS, NOBODY, Answer, Grant, Leave, Look, Waiting, resolve
+from .membership import Membership
 from .subscription import Subscription
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ class Peer(ABC):
         self.waits: set[tuple[int, str]] = set()
         self.closed = False
         self._protocol = protocol.Connection(Side.SERVER)
-        self._subscriptions: dict[int, Subscription] = {}
+        self._subscriptions: dict[int, Subscription | Membership] = {}
         self._out: deque[bytes | memoryview] = deque()
         self._out_bytes = 0
         self._submitted: dict[int, int] = {}  # requests not answered yet -> bytes of their appends
@@ -143,7 +144,7 @@ class Peer(ABC):
         """Send what can be sent without waiting, and see to it that the rest follows."""
 
     @abstractmethod
-    def _pump(self, subscription: Subscription) -> None:
+    def _pump(self, subscription: Subscription | Membership) -> None:
         """``_push``, and see to it that what has to wait follows."""
 
     @abstractmethod
@@ -341,19 +342,31 @@ class Peer(ABC):
         else:
             place = self._place(control.log, control.whence)
         assert log is not None
-        subscription = Subscription(self, self._books, request, log.id, log.name, place.offset)
-        subscription.consumer, subscription.grant = control.consumer, grant
-        self._subscriptions[request] = subscription
+        self._subscriptions[request] = self._reading(request, log, control.consumer, grant, place)
         self._hub.subscribe(log.id, self)
         self.answer(request, place)
 
-    def _subscription(self, request: int) -> Subscription:
+    def _reading(
+        self,
+        request: int,
+        log: state.Log,
+        consumer: str | None,
+        grant: Grant | None,
+        place: protocol.Place,
+    ) -> Subscription | Membership:
+        if consumer is not None and grant is not None and log.shared(consumer) is not None:
+            return Membership(self, self._books, request, log, consumer, grant)
+        subscription = Subscription(self, self._books, request, log.id, log.name, place.offset)
+        subscription.consumer, subscription.grant = consumer, grant
+        return subscription
+
+    def _subscription(self, request: int) -> Subscription | Membership:
         subscription = self._subscriptions.get(request)
         if subscription is None:
             raise NotFound(f"there is no subscription {request}")
         return subscription
 
-    def _unsubscribe(self, subscription: Subscription) -> None:
+    def _unsubscribe(self, subscription: Subscription | Membership) -> None:
         if not subscription.ended:
             subscription.end()
         if self._subscriptions.pop(subscription.id, None) is not None and all(
@@ -363,7 +376,7 @@ class Peer(ABC):
 
     def _credit(self, request: int, control: protocol.Credit) -> None:
         subscription = self._subscription(control.subscription)
-        subscription.lend(request, control.bytes)
+        subscription.lend(request, control)
         self._pump(subscription)
 
     def raised(self, log: int) -> None:
@@ -378,7 +391,7 @@ class Peer(ABC):
                 subscription.lost(epoch)
                 self._unsubscribe(subscription)
 
-    def _push(self, subscription: Subscription, *, wait: bool = False) -> bool:
+    def _push(self, subscription: Subscription | Membership, *, wait: bool = False) -> bool:
         """Push records as far as the loan goes.
 
         False: the out-buffer is full, or the disk would have to be waited for, and ``wait`` forbids
@@ -431,8 +444,17 @@ class Peer(ABC):
             if (subscription.log, subscription.consumer) == (log, consumer):
                 self.answer(subscription.id, protocol.Recall())
 
+    def standing(self, log: int, consumer: str, paused: str | None) -> None:
+        for subscription in self._subscriptions.values():
+            if (subscription.log, subscription.consumer) == (log, consumer):
+                self.answer(subscription.id, protocol.Standing(paused))
+
     def _let_go(self, key: tuple[int, str]) -> None:
         self._broker.submit(Waiting(self, 0, Leave(*key)))
+        self._hub.wake()
+
+    def ask(self, control: Control) -> None:
+        self._broker.submit(Waiting(NOBODY, 0, control))
         self._hub.wake()
 
     def close(self) -> None:

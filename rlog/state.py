@@ -18,6 +18,7 @@ from rlog_client.model import PRODUCER_ID
 
 from . import facts
 from .segment import Place
+from .shared import Failure, Member, Shared, holds, pairs
 
 Key: TypeAlias = bytes  # (in Log, `bytes` is a property)
 
@@ -85,6 +86,8 @@ class Cursor(Struct, array_like=True):
     cause: str = ""  # the exception class that exhausted the last records,
     streak: list[int] = []  # and these records
     paused: str | None = None
+    shared: Shared | None = None  # for many members; then ``committed`` is the floor, and what is
+    # held, in hand and failed is told there
 
     @property
     def redriven(self) -> int | None:
@@ -122,6 +125,60 @@ class Cursor(Struct, array_like=True):
             self.attempts = self.failed_ns = self.delay_ns = 0
             self.error = ""
 
+    def settle(self, begin: int, end: int) -> None:
+        """``begin`` to ``end`` (exclusive) of a shared consumer's is done with."""
+        assert self.shared is not None
+        self.committed = self.shared.settle(self.committed, begin, end)
+
+    def last_error(self, offset: int) -> str:
+        """Of a record's last attempt, for who did not see it: the member that did is gone."""
+        parked = self.parked.get(offset)
+        if parked is not None:
+            return parked.error
+        if self.shared is not None:
+            failure = self.shared.failed.get(offset)
+            return failure.error if failure is not None else ""
+        return self.error if offset == self.committed else ""
+
+    def is_settled(self, offset: int) -> bool:
+        """Whether a record is done with."""
+        return offset < self.committed or (
+            self.shared is not None and holds(self.shared.settled, offset)
+        )
+
+    def attempts_of(self, offset: int) -> int:
+        """How often a shared consumer's record has failed."""
+        assert self.shared is not None
+        parked = self.parked.get(offset)
+        if parked is not None and parked.redriven:
+            return parked.attempts
+        failure = self.shared.failed.get(offset)
+        return failure.attempts if failure is not None else 0
+
+    def failure(self, offset: int) -> Failure | Parked:
+        """Of a shared consumer's record: where its failed attempts are counted."""
+        assert self.shared is not None
+        parked = self.parked.get(offset)
+        if parked is not None and parked.redriven:
+            return parked
+        return self.shared.failed.setdefault(offset, Failure())
+
+    def lost_member(self, epoch: int, lapsed: list[int], error: str, time_ns: int) -> None:
+        """A member is gone, and one of the records in its hands is to blame: those that ``lapsed``,
+        or the only one. Among several it is found by delivering them alone.
+        """
+        assert self.shared is not None
+        begun = self.shared.members.pop(epoch).begun
+        blamed = lapsed or (begun if len(begun) == 1 else [])
+        for offset in blamed:
+            failure = self.failure(offset)
+            failure.attempts += 1
+            failure.error, failure.delay_ns = error, 0
+            if isinstance(failure, Failure):
+                failure.failed_ns = time_ns
+        if not lapsed:
+            self.shared.alone = sorted({*self.shared.alone, *begun})
+
     def succeeded(self) -> None:
         """A record was handled: whatever stopped the others in a row is over."""
         self.cause = ""
@@ -137,8 +194,9 @@ class Cursor(Struct, array_like=True):
 
     def redrive(self, offsets: list[int]) -> None:
         for offset in offsets:
-            parked = self.parked.get(offset) if offset < self.committed else None
-            if parked is not None and not parked.redriven:
+            parked = self.parked.get(offset)
+            # (What is not settled, after a seek back, is delivered in its turn.)
+            if parked is not None and not parked.redriven and self.is_settled(offset):
                 parked.redriven = True
                 parked.attempts = parked.failed_ns = parked.delay_ns = 0
 
@@ -232,6 +290,11 @@ class Log(Struct, array_like=True):
         """What can be claimed under this name."""
         return self.owner if consumer == PRODUCER_ID else self.cursors.get(consumer)
 
+    def shared(self, consumer: str) -> Shared | None:
+        """What a consumer has, if it is a shared one."""
+        cursor = self.cursors.get(consumer)
+        return None if cursor is None else cursor.shared
+
     def producer_named(self, name: str) -> tuple[int, Producer] | None:
         for producer, entry in self.producers.items():
             if entry.name == name:
@@ -264,6 +327,7 @@ def _base(segment: Segment) -> int:
 
 VerdictFact = (
     facts.Committed
+    | facts.Completed
     | facts.Failed
     | facts.Parked
     | facts.Took
@@ -284,6 +348,8 @@ LogFact = (
     | facts.Evicted
     | facts.Forgotten
     | facts.Sought
+    | facts.Joined
+    | facts.Vanished
 )
 
 
@@ -320,6 +386,8 @@ class State(Struct, array_like=True):
                     each.owner.held = False
                     for cursor in each.cursors.values():
                         cursor.held = False
+                        for member in cursor.shared.members.values() if cursor.shared else ():
+                            member.held = False
             case facts.Created(log, name, options):
                 self.logs[log] = Log(log, name, options)
                 self.next_log = log + 1
@@ -352,11 +420,20 @@ class State(Struct, array_like=True):
                 claim.epoch, claim.held = epoch, True
                 claim.holder = Holder(token, name, time_ns)
             case facts.Left() | facts.Returned():
-                if (claim := log.claimable(fact.consumer)) is not None:
+                if (shared := log.shared(fact.consumer)) is not None:
+                    shared.members[fact.epoch].held = isinstance(fact, facts.Returned)
+                elif (claim := log.claimable(fact.consumer)) is not None:
                     claim.held = isinstance(fact, facts.Returned)
-            case facts.Released(_, consumer, _):
-                if (claim := log.claimable(consumer)) is not None:
+            case facts.Released(_, consumer, epoch):
+                if (shared := log.shared(consumer)) is not None:
+                    del shared.members[epoch]
+                elif (claim := log.claimable(consumer)) is not None:
                     _end_claim(claim)
+            case facts.Joined(_, consumer, epoch, token, name, committed):
+                cursor = log.cursors.setdefault(consumer, Cursor(committed, epoch, shared=Shared()))
+                cursor.epoch = epoch
+                assert cursor.shared is not None
+                cursor.shared.members[epoch] = Member(token, name, time_ns)
             case facts.Evicted(_, consumer, epoch, lapsed):
                 claim = log.claimable(consumer)
                 assert claim is not None
@@ -372,13 +449,21 @@ class State(Struct, array_like=True):
                 cursor.pass_to(offset)
                 cursor.put_down()
                 cursor.one_by_one = 0
+                if cursor.shared is not None:
+                    cursor.shared.clear()
                 for parked_at, parked in cursor.parked.items():
                     # They come in their turn again, and a verdict then is on the record there.
                     parked.redriven = parked.redriven and parked_at < offset
                 if not keep_holder:
                     _end_claim(cursor)
+            case facts.Vanished(_, consumer, epoch, lapsed, error):
+                log.cursors[consumer].lost_member(epoch, lapsed, error, time_ns)
             case _:
-                _settle(log.cursors[fact.consumer], fact, time_ns)
+                cursor = log.cursors[fact.consumer]
+                if cursor.shared is not None:
+                    _settle_shared(cursor, cursor.shared, fact, time_ns)
+                else:
+                    _settle(cursor, fact, time_ns)
 
     def _append(self, raw: bytes, keys: bytes) -> Append:
         header = parse_header(raw)
@@ -447,22 +532,12 @@ def _settle(cursor: Cursor, fact: VerdictFact, time_ns: int) -> None:
                 failed, cursor.hand = cursor.parked[offset], None
             failed.attempts, failed.error = attempts, error
             failed.failed_ns, failed.delay_ns = time_ns, delay_ns
-        case facts.Parked(_, _, _, offset, attempts, reason, error, cause, pause, keep, begun):
-            if keep:
-                cursor.parked[offset] = Parked(reason, error, attempts, time_ns)
-            else:
-                cursor.parked.pop(offset, None)
-            # (Of one that is paused the streak stays: it is what a success redrives.)
-            if cursor.paused is None and (not cause or cause != cursor.cause):
-                cursor.cause, cursor.streak = cause, []
-            if cause:
-                cursor.streak.append(offset)
-            if pause is not None:
-                cursor.paused = pause
+        case facts.Parked():
+            _put_aside(cursor, fact, time_ns)
             cursor.hand = None
-            if offset == cursor.committed:
-                cursor.pass_to(offset + 1)
-                cursor.begun = begun
+            if fact.offset == cursor.committed:
+                cursor.pass_to(fact.offset + 1)
+                cursor.begun = fact.begun
         case facts.Took(_, _, _, offset):
             cursor.hand = offset
         case facts.Unparked(_, _, _, offset):
@@ -473,6 +548,51 @@ def _settle(cursor: Cursor, fact: VerdictFact, time_ns: int) -> None:
             cursor.redrive(offsets)
         case facts.Resumed():
             cursor.resume()
+
+
+def _put_aside(cursor: Cursor, fact: facts.Parked, time_ns: int) -> None:
+    """A record is parked, or passed over for good, and counts for the breaker."""
+    if fact.keep:
+        cursor.parked[fact.offset] = Parked(fact.reason, fact.error, fact.attempts, time_ns)
+    else:
+        cursor.parked.pop(fact.offset, None)
+    # (Of one that is paused the streak stays: it is what a success redrives.)
+    if cursor.paused is None and (not fact.cause or fact.cause != cursor.cause):
+        cursor.cause, cursor.streak = fact.cause, []
+    if fact.cause:
+        cursor.streak.append(fact.offset)
+    if fact.pause is not None:
+        cursor.paused = fact.pause
+
+
+def _settle_shared(cursor: Cursor, shared: Shared, fact: VerdictFact, time_ns: int) -> None:
+    """The same of a shared consumer, whose records are settled in any order."""
+    match fact:
+        case facts.Completed(_, _, epoch, done, begun):
+            for begin, end in pairs(done):
+                cursor.settle(begin, end)
+            shared.members[epoch].begun = begun
+            if done:
+                cursor.succeeded()
+        case facts.Failed(_, _, epoch, offset, attempts, error, delay_ns):
+            failure = cursor.failure(offset)
+            failure.attempts, failure.error = attempts, error
+            failure.failed_ns, failure.delay_ns = time_ns, delay_ns
+            shared.put_down(epoch, offset)
+        case facts.Parked(_, _, epoch, offset):
+            _put_aside(cursor, fact, time_ns)
+            cursor.settle(offset, offset + 1)
+            shared.put_down(epoch, offset)
+        case facts.Unparked(_, _, epoch, offset):
+            cursor.parked.pop(offset, None)
+            shared.put_down(epoch, offset)
+            cursor.succeeded()
+        case facts.Redriven(_, _, offsets):
+            cursor.redrive(offsets)
+        case facts.Resumed():
+            cursor.resume()
+        case facts.Committed() | facts.Took():
+            raise AssertionError("not of a shared consumer")
 
 
 _encoder: Final = msgspec.msgpack.Encoder()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from rlog_client import protocol
 from rlog_client.errors import CorruptData, Gap, NotFound, RlogError, StorageFailed
-from rlog_client.protocol import PUSH_BYTES, Control
+from rlog_client.protocol import PUSH_BYTES, Control, Credit
 
 from .segment import Damage, Extent, path
 
@@ -29,6 +29,9 @@ class Outlet(Protocol):
 
     def answer(self, request: int, control: Control, payload: bytes | memoryview = b"") -> None: ...
 
+    def ask(self, control: Control) -> None:
+        """Have the broker decide what it asks of itself."""
+
 
 class Read(NamedTuple):
     """A read of one segment, to ``run`` with ``wait`` where waiting for the disk harms nobody."""
@@ -42,6 +45,19 @@ class Read(NamedTuple):
     def run(self, *, wait: bool) -> Chunk | Damage | None:
         """See ``LogFiles.read``. Raises OSError."""
         return self.files.read(self.extent, self.position, self.offset, self.bytes_max, wait=wait)
+
+
+def damaged(log: str, file: str, found: Damage) -> CorruptData:
+    """What is said of damage: of which log, by name, and where."""
+    return CorruptData(
+        f"log {log!r}: the offsets {found.first} to {found.end} are damaged: "
+        f"{found.reason} ({file} at {found.position})",
+        log=log,
+        first=found.first,
+        end=found.end,
+        file=file,
+        position=found.position,
+    )
 
 
 class Subscription:
@@ -86,11 +102,11 @@ class Subscription:
         self._left = 0  # what is left of it, in bytes,
         self._sent = False  # and whether anything came of it
 
-    def lend(self, request: int, size: int) -> None:
-        """A Credit: it ends the open loan, and opens one of ``size`` bytes."""
+    def lend(self, request: int, credit: Credit) -> None:
+        """A Credit: it ends the open loan, and opens one."""
         self.settle()
-        self._loan, self._left, self._sent = request, size, False
-        if size <= 0:
+        self._loan, self._left, self._sent = request, credit.bytes, False
+        if credit.bytes <= 0:
             self.settle()
 
     def settle(self) -> None:
@@ -158,16 +174,7 @@ class Subscription:
                 self.settle()
 
     def _damaged(self, file: str, found: Damage) -> None:
-        error = CorruptData(
-            f"log {self._name!r}: the offsets {found.first} to {found.end} are damaged: "
-            f"{found.reason} ({file} at {found.position})",
-            log=self._name,
-            first=found.first,
-            end=found.end,
-            file=file,
-            position=found.position,
-        )
-        self._skip(error, found.end)
+        self._skip(damaged(self._name, file, found), found.end)
 
     def _unreadable(self, read: Read, file: str, error: OSError) -> None:
         log = self.books.state.logs.get(self.log)

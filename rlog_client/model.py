@@ -285,8 +285,9 @@ class Member(Struct, frozen=True):
 class CursorInfo(Struct, frozen=True):
     """A consumer as it stands.
 
-    ``committed``: the offset after the last committed one. Lag counts to the log's end. ``parked``:
-    how many records are. ``paused``: why, if it is.
+    ``committed``: the offset after the last committed one; of a shared consumer, the first that is
+    not settled. Lag counts to the log's end. ``parked``: how many records are. ``paused``: why, if
+    it is. ``held_back``: why a shared consumer's members are given nothing new, if so.
     """
 
     log: str
@@ -298,6 +299,7 @@ class CursorInfo(Struct, frozen=True):
     members: Sequence[Member]
     parked: int = 0
     paused: str | None = None
+    held_back: str | None = None
 
 
 class Parked(Struct, frozen=True):

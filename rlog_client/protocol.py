@@ -169,11 +169,18 @@ class Credit(Control):
     It is settled when it is used up, or when something was sent and the end is reached. A new one
     settles the old one at once; one of 0 bytes only settles. So a client knows, whenever it has no
     open loan, that nothing is under way to it.
+
+    A shared consumer's member is lent for ``records``, all of them below ``end`` if that is given:
+    -> Records and Assigned. ``now``: it is settled at once when there is nothing for this member,
+    and no record that it had retried is still to come.
     """
 
     kind: ClassVar[int] = 12
     subscription: int
     bytes: int
+    records: int = 0
+    end: int | None = None
+    now: bool = False
 
 
 class Unsubscribe(Control):
@@ -191,6 +198,9 @@ class Claim(Control):
     record may be in hand. Whoever comes back on a new connection gives the token that it had, the
     ``epoch`` it held (0: none yet; if it is not the cursor's any more, Fenced), the offset after
     what was ``delivered`` to it, and the ``ticket`` that it waited with.
+
+    ``shared``: as one member of many. Who comes back then says which records it has ``in_hand``;
+    where its claim is over it becomes a new member.
     """
 
     kind: ClassVar[int] = 14
@@ -204,6 +214,8 @@ class Claim(Control):
     epoch: int = 0
     delivered: int = 0
     ticket: int = 0
+    shared: bool = False
+    in_hand: list[int] = []
 
 
 class Release(Control):
@@ -354,12 +366,13 @@ class Resume(Control):
 
 
 class Extend(Control):
-    """-> Done: the hand_seconds of the record in hand begin anew."""
+    """-> Done: the hand_seconds of the record in hand begin anew; of several, those of ``offset``."""
 
     kind: ClassVar[int] = 29
     log: int
     consumer: str
     epoch: int
+    offset: int = -1
 
 
 class OpenProducer(Control):
@@ -387,6 +400,25 @@ class ListProducers(Control):
 
     kind: ClassVar[int] = 31
     log: int
+
+
+class CommitRecords(Control):
+    """-> Committed. What a member of a shared consumer is done with, and what it has in hand.
+
+    ``done``: begin, end, begin, end ... of ranges of offsets. ``begun``: all that is in hand from
+    now on. ``back``: assigned records that it gives back. ``anew``: what it has in hand begins its
+    hand_seconds anew. A record that is in somebody else's hands is Fenced, and then nothing is
+    done.
+    """
+
+    kind: ClassVar[int] = 37
+    log: int
+    consumer: str
+    epoch: int
+    done: list[int] = []
+    begun: list[int] = []
+    back: list[int] = []
+    anew: bool = False
 
 
 # --- what the server answers ----------------------------------------------------------------
@@ -460,7 +492,7 @@ class Claimed(Control):
 
     The record there has failed ``attempts`` times and is due in ``wait_seconds``. Below
     ``one_by_one``, records are begun one at a time. ``redriven``: there are some to take.
-    ``paused``: why, if it is.
+    ``paused``: why, if it is. ``in_hand``: of a shared consumer's member, what it still has.
     """
 
     kind: ClassVar[int] = 71
@@ -471,6 +503,7 @@ class Claimed(Control):
     one_by_one: int = 0
     redriven: bool = False
     paused: str | None = None
+    in_hand: list[int] = []
 
 
 class Moved(Control):
@@ -576,6 +609,28 @@ class Recall(Control):
     kind: ClassVar[int] = 100
 
 
+class Assigned(Control):
+    """Pushed to a member of a shared consumer: these records are its own until they are settled.
+
+    The batches that hold them have been pushed before, once each, and are to be kept until a
+    ``forget`` names them by their first offset. ``failed``: offset, failed attempts, offset, ...
+    of those that have any. ``redriven``: which were parked.
+    """
+
+    kind: ClassVar[int] = 101
+    offsets: list[int]
+    failed: list[int] = []
+    redriven: list[int] = []
+    forget: list[int] = []
+
+
+class Standing(Control):
+    """Pushed to the members of a shared consumer: it is ``paused`` now, or not any more."""
+
+    kind: ClassVar[int] = 102
+    paused: str | None = None
+
+
 class ParkedInfo(Struct, frozen=True):
     """A parked record, as the server knows it. ``redriven``: it waits to be delivered again."""
 
@@ -603,12 +658,12 @@ REQUESTS: Final = (
     Subscribe,
     Credit, Unsubscribe, Claim, Release, CommitCursor, SeekCursor, ListCursors, GetCursor,
     DeleteCursor, WaitSynced, ListSegments, Settle, TakeRedriven, ListParked, Redrive, Evict,
-    Resume, Extend, OpenProducer, ListProducers,
+    Resume, Extend, OpenProducer, ListProducers, CommitRecords,
 )  # fmt: skip
 ANSWERS: Final = (
     Welcome, Error, Done, LogReply, Listing, Appended, Place, Claimed, Moved, CursorReply,
     Committed, Settled, Judged, Taken, Counted, ProducerOpened, Records, Lost, Damaged, Queued,
-    Recall,
+    Recall, Assigned, Standing,
 )  # fmt: skip
 _WITH_PAYLOAD: Final = frozenset({Append.kind, Records.kind, Listing.kind})
 _encode: Final = msgspec.msgpack.Encoder().encode

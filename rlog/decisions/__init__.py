@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from rlog_client import protocol
 
-from . import appends, claims, consumers, logs, producers
+from . import appends, claims, consumers, logs, members, producers
 from .desk import (
+    NOBODY,
     Answer,
     Books,
     Desk,
@@ -27,6 +28,8 @@ from .desk import (
     Look,
     Make,
     Peer,
+    Unreadable,
+    Vanish,
     Visible,
     Waiting,
     resolve,
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DECISIONS",
+    "NOBODY",
     "Answer",
     "Books",
     "Desk",
@@ -46,6 +50,8 @@ __all__ = [
     "Look",
     "Make",
     "Peer",
+    "Unreadable",
+    "Vanish",
     "Visible",
     "Waiting",
     "resolve",
@@ -79,4 +85,7 @@ DECISIONS: Final[dict[type[Control], _Decide]] = {
     protocol.DeleteCursor: consumers.delete_cursor,
     protocol.ListCursors: consumers.list_cursors,
     protocol.GetCursor: consumers.get_cursor,
+    protocol.CommitRecords: members.commit_records,
+    Vanish: members.vanish,
+    Unreadable: members.unreadable,
 }

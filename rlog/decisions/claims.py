@@ -17,6 +17,7 @@ from rlog_client import model, protocol
 from rlog_client.errors import Fenced, InvalidRequest, NotFound, Overloaded
 
 from .. import facts, state
+from . import members
 from .desk import WAITS_MAX, Answer, Grant, resolve
 
 if TYPE_CHECKING:
@@ -162,11 +163,18 @@ def claim(desk: Desk, waiting: Waiting, control: protocol.Claim) -> Make | None:
     hand = control.hand_seconds
     if hand is not None and not HAND_SECONDS_MIN <= hand <= HAND_SECONDS_MAX:
         raise InvalidRequest(f"hand_seconds is {HAND_SECONDS_MIN} to {HAND_SECONDS_MAX:.0f}")
+    cursor = log.cursors.get(control.consumer)
+    if cursor is not None and (cursor.shared is not None) != control.shared:
+        kind = "in order" if control.shared else "shared"
+        raise InvalidRequest(
+            f"consumer {control.consumer!r} of log {log.name!r} is {kind} for life"
+        )
+    if control.shared:
+        return members.join(desk, waiting, control, log)
     ask = Ask(log, control.consumer, control)
     turn = take(desk, waiting, ask)
     if turn is Turn.WAITS:
         return None
-    cursor = log.cursors.get(control.consumer)
     epoch = 0 if cursor is None else cursor.epoch
     if turn is Turn.FREE:
         epoch += 1
@@ -186,15 +194,26 @@ def claim(desk: Desk, waiting: Waiting, control: protocol.Claim) -> Make | None:
 
 
 def release(desk: Desk, waiting: Waiting, control: protocol.Release) -> Make:
-    if (epoch := _give_up(desk, waiting.peer, (control.log, control.consumer))) is not None:
-        desk.fact(facts.Released(control.log, control.consumer, epoch))
+    key = (control.log, control.consumer)
+    if _is_shared(desk, key):
+        members.give_up(desk, waiting.peer, key, gone=True)
+    elif (epoch := _give_up(desk, waiting.peer, key)) is not None:
+        desk.fact(facts.Released(*key, epoch))
     return lambda _synced: Answer(protocol.Done())
 
 
 def leave(desk: Desk, waiting: Waiting, control: Leave) -> Make:
-    if (epoch := _give_up(desk, waiting.peer, (control.log, control.consumer))) is not None:
-        desk.fact(facts.Left(control.log, control.consumer, epoch))
+    key = (control.log, control.consumer)
+    if _is_shared(desk, key):
+        members.give_up(desk, waiting.peer, key, gone=False)
+    elif (epoch := _give_up(desk, waiting.peer, key)) is not None:
+        desk.fact(facts.Left(*key, epoch))
     return lambda _synced: Answer(protocol.Done())
+
+
+def _is_shared(desk: Desk, key: Key) -> bool:
+    log = desk.state.logs.get(key[0])
+    return log is not None and log.shared(key[1]) is not None
 
 
 def _give_up(desk: Desk, peer: Peer, key: Key) -> int | None:
@@ -228,6 +247,9 @@ def evict(desk: Desk, waiting: Waiting, control: protocol.Evict) -> Make:
     desk.writable()
     log = desk.log(control.log)
     at_log = control.consumer == model.PRODUCER_ID
+    if (shared := log.shared(control.consumer)) is not None:
+        members.evict(desk, log, control.consumer, shared, control.member)
+        return lambda _synced: Answer(protocol.Done())
     claim = log.owner if at_log else desk.cursor(log, control.consumer)
     # Also one whose connection is gone: it shall not come back to it.
     if claim.holder is None or control.member not in (None, claim.holder.name):
@@ -244,6 +266,9 @@ def lapse(desk: Desk, waiting: Waiting, control: Lapse) -> Make:
     # What was asked for before the time ran out is decided before this: it may have put the record
     # down, or begun its time anew.
     key = (control.log, control.consumer)
+    if cursor is not None and cursor.shared is not None:
+        members.lapse(desk, key, cursor.shared, control)
+        return lambda _synced: Answer(protocol.Done())
     peer = desk.books.holders.get(key)
     grant = peer.grants.get(key) if peer is not None else None
     late = grant is not None and grant.in_hand is not None and key not in desk.books.hands
@@ -263,8 +288,11 @@ def _end(
 
 def extend(desk: Desk, waiting: Waiting, control: protocol.Extend) -> Make:
     log = desk.log(control.log)
-    desk.held_cursor(waiting.peer, log, control.consumer, control.epoch)
     key = (log.id, control.consumer)
+    if log.shared(control.consumer) is not None:
+        members.extend(desk, waiting, key, control)
+        return lambda _synced: Answer(protocol.Done())
+    desk.held_cursor(waiting.peer, log, control.consumer, control.epoch)
     grant = waiting.peer.grants[key]
     # (Its time may have run out a moment ago, and be back in ``hands`` by this.)
     if grant.in_hand is not None and grant.hand_seconds is not None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from rlog_client import model, protocol
-from rlog_client.errors import InvalidRequest, Paused
+from rlog_client.errors import InvalidRequest
 
 from .. import facts, state
+from ..shared import pairs
+from . import members
 from .desk import Answer, Grant, listing, resolve
+from .parking import put_aside
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,7 +23,6 @@ if TYPE_CHECKING:
 TEXT_BYTES_MAX: Final = 4096  # of an error, and of a reason
 CAUSE_BYTES_MAX: Final = 255
 DELAY_SECONDS_MAX: Final = 366 * 86400.0
-PARKED_MAX: Final = 10_000  # records of one consumer: each keeps its texts in memory
 LIST_MAX: Final = 1000  # offsets in one request, or parked records in one listing
 
 
@@ -53,6 +55,9 @@ def commit(desk: Desk, waiting: Waiting, control: protocol.CommitCursor) -> Make
 
 def _recall(desk: Desk, key: Key) -> None:
     """Tell the holder that there are redriven records to take."""
+    if desk.state.logs[key[0]].shared(key[1]) is not None:
+        members.resumed(desk, key)
+        return
 
     def tell() -> None:
         if (peer := desk.books.holders.get(key)) is not None:
@@ -67,8 +72,10 @@ def _recall(desk: Desk, key: Key) -> None:
 def settle(desk: Desk, waiting: Waiting, control: protocol.Settle) -> Make:
     desk.writable()
     log = desk.log(control.log)
-    cursor = desk.held_cursor(waiting.peer, log, control.consumer, control.epoch)
     _check_texts(control)
+    if log.shared(control.consumer) is not None:
+        return members.settle(desk, waiting, log, log.cursors[control.consumer], control)
+    cursor = desk.held_cursor(waiting.peer, log, control.consumer, control.epoch)
     grant = waiting.peer.grants[log.id, control.consumer]
     if max(control.offset + 1, control.begun) > grant.delivered and not control.redriven:
         raise InvalidRequest(f"offset {control.offset} was not delivered to this consumer yet")
@@ -150,42 +157,9 @@ def _park(
     desk: Desk, log: state.Log, cursor: state.Cursor, grant: Grant, control: protocol.Settle
 ) -> None:
     key = (log.id, control.consumer)
-    keep = control.verdict == "park"
-    if keep and control.offset not in cursor.parked and len(cursor.parked) >= PARKED_MAX:
-        raise Paused(
-            f"consumer {control.consumer!r}: {PARKED_MAX} records are parked: redrive or skip some",
-            reason=f"{PARKED_MAX} records are parked",
-        )
-    # Without a breaker there is no row: it would grow for as long as a handler fails.
-    cause = control.cause if control.exhausted and control.pause_after is not None else ""
-    row = len(cursor.streak) + 1 if cause and cause == cursor.cause else 1
-    pause = None
-    if cause and control.pause_after is not None and row >= control.pause_after:
-        pause = f"{row} records in a row were exhausted by {cause}"
-    begun = control.begun if control.begun > control.offset + 1 and not control.redriven else 0
+    put_aside(desk, log, cursor, control)
     desk.books.due.pop((*key, control.offset), None)
-    desk.fact(
-        facts.Parked(
-            *key,
-            control.epoch,
-            control.offset,
-            control.attempts,
-            control.reason,
-            control.error or _last_error(cursor, control.offset),
-            cause,
-            cursor.paused or pause,
-            keep,
-            begun,
-        ),
-        log,
-    )
     desk.books.put_in_hand(key, grant, cursor.in_hand, desk)
-
-
-def _last_error(cursor: state.Cursor, offset: int) -> str:
-    """Of the last attempt, for who did not see it: the member that did is gone."""
-    failed = cursor if offset == cursor.committed else cursor.parked.get(offset)
-    return failed.error if failed is not None else ""
 
 
 # --- parked records -------------------------------------------------------------------------
@@ -230,14 +204,14 @@ def redrive(desk: Desk, waiting: Waiting, control: protocol.Redrive) -> Make:
     desk.writable()
     log = desk.log(control.log)
     cursor = desk.cursor(log, control.consumer)
-    # (From the cursor on, after a seek back, they are delivered in their turn.)
+    # (What is not settled, after a seek back, is delivered in its turn.)
     wanted = cursor.parked if control.offsets is None else set(control.offsets)
     if control.offsets is not None and len(control.offsets) > LIST_MAX:
         raise InvalidRequest(f"at most {LIST_MAX} offsets at once")
     offsets = sorted(
         o
         for o in wanted
-        if o < cursor.committed and o in cursor.parked and not cursor.parked[o].redriven
+        if o in cursor.parked and cursor.is_settled(o) and not cursor.parked[o].redriven
     )[:LIST_MAX]
     if offsets:
         desk.fact(facts.Redriven(log.id, control.consumer, offsets), log)
@@ -263,6 +237,8 @@ def seek(desk: Desk, waiting: Waiting, control: protocol.SeekCursor) -> Make:
     peer, key = waiting.peer, (log.id, control.consumer)
     by_holder = control.epoch is not None
     if control.epoch is not None:
+        if log.shared(control.consumer) is not None:
+            raise InvalidRequest("a shared consumer is moved from outside: cursor(...).seek(...)")
         cursor = desk.held_cursor(peer, log, control.consumer, control.epoch)
     elif control.force:
         cursor = desk.cursor(log, control.consumer)
@@ -270,6 +246,8 @@ def seek(desk: Desk, waiting: Waiting, control: protocol.SeekCursor) -> Make:
         cursor = desk.free_cursor(log, control.consumer)
     before, epoch = cursor.committed, cursor.epoch + 1
     after = resolve(log, control.whence, log.end)
+    if cursor.shared is not None:
+        members.end_all(desk, key, cursor.shared)
     desk.fact(facts.Sought(*key, epoch, after, by_holder))
     if after != before:
         for offset in (before, *(parked for parked in cursor.parked if parked >= after)):
@@ -287,11 +265,13 @@ def seek(desk: Desk, waiting: Waiting, control: protocol.SeekCursor) -> Make:
 def delete_cursor(desk: Desk, waiting: Waiting, control: protocol.DeleteCursor) -> Make:
     desk.writable()
     log = desk.log(control.log)
-    desk.free_cursor(log, control.consumer)
-    desk.fact(facts.Forgotten(log.id, control.consumer))
-    desk.books.returning.pop((log.id, control.consumer), None)
-    desk.books.forget_due((log.id, control.consumer))
-    desk.end_claim((log.id, control.consumer))
+    cursor, key = desk.free_cursor(log, control.consumer), (log.id, control.consumer)
+    if cursor.shared is not None:
+        members.end_all(desk, key, cursor.shared)
+    desk.fact(facts.Forgotten(*key))
+    desk.books.returning.pop(key, None)
+    desk.books.forget_consumer(key)
+    desk.end_claim(key)
     return lambda _synced: Answer(protocol.Done())
 
 
@@ -314,9 +294,14 @@ def _look_at(desk: Desk, log: state.Log, name: str) -> Callable[[], model.Cursor
     """
     cursor = log.cursors[name]
     committed, log_name, now_ns = cursor.committed, log.name, desk.now_ns
-    members, parked, paused = _members(desk, log, name), len(cursor.parked), cursor.paused
+    holders, parked, paused = _members(desk, log, name), len(cursor.parked), cursor.paused
     end, start = log.end, max(cursor.committed, log.first)
+    lag = end - committed
+    if cursor.shared is not None:
+        lag -= sum(e - b for b, e in pairs(cursor.shared.settled))
     books = desk.books
+    group = books.groups.get((log.id, name))
+    held_back = group.held_back if group is not None else None
     extent = books.extent(log, start) if start < books.visible[log.id].end else None
     files = books.files[log.id]
     later = sum(s.bytes for s in log.segments if extent is not None and s.base > extent.base)
@@ -329,12 +314,13 @@ def _look_at(desk: Desk, log: state.Log, name: str) -> Callable[[], model.Cursor
             log=log_name,
             id=name,
             committed=committed,
-            lag_records=end - committed,
+            lag_records=lag,
             lag_bytes=lag_bytes,
             lag_seconds=max(0, now_ns - time_ns) / 1e9,
-            members=members,
+            members=holders,
             parked=parked,
             paused=paused,
+            held_back=held_back,
         )
 
     return look
@@ -342,6 +328,8 @@ def _look_at(desk: Desk, log: state.Log, name: str) -> Callable[[], model.Cursor
 
 def _members(desk: Desk, log: state.Log, name: str) -> tuple[model.Member, ...]:
     cursor = log.cursors[name]
+    if cursor.shared is not None:
+        return members.members(desk, log, name, cursor.shared)
     if not cursor.held or cursor.holder is None:
         return ()
     peer = desk.books.holders.get((log.id, name))

@@ -23,6 +23,7 @@ from rlog_client.errors import (
 )
 
 from .. import facts, state
+from ..dispatch import Dispatch
 from ..policy import Policy, parse_policy
 from ..segment import Extent, Place
 
@@ -30,11 +31,12 @@ if TYPE_CHECKING:
     from rlog_client.protocol import Control
 
     from ..log import Handles, LogFiles
+    from ..shared import Failure
     from ..state import State
 
 FACT_BYTES_MAX: Final = 1024  # what a request adds to a frame beside a body, at most,
 SETTLE_BYTES_MAX: Final = 12 * 1024  # unless it brings texts
-LIST_BYTES_MAX: Final = 12 * 1024  # or a list of offsets
+LIST_BYTES_MAX: Final = 20 * 1024  # or lists of offsets
 FIRST_RIGHT_SECONDS: Final = 5.0
 WAITS_MAX: Final = 1024  # claims that one connection waits for
 
@@ -81,6 +83,9 @@ class Peer(Protocol):
     def recall(self, log: int, consumer: str) -> None:
         """Redriven records wait for whoever reads under this grant."""
 
+    def standing(self, log: int, consumer: str, paused: str | None) -> None:
+        """A shared consumer is paused now, or not any more."""
+
 
 class Nobody:
     """The peer of what the broker asks of itself."""
@@ -105,6 +110,9 @@ class Nobody:
         pass
 
     def recall(self, log: int, consumer: str) -> None:
+        pass
+
+    def standing(self, log: int, consumer: str, paused: str | None) -> None:
         pass
 
 
@@ -145,6 +153,26 @@ class Lapse(protocol.Control):
     epoch: int
 
 
+class Vanish(protocol.Control):
+    """Somebody could use what a member has whose connection is lost. Never on the wire."""
+
+    log: int
+    consumer: str
+    epoch: int
+
+
+class Unreadable(protocol.Control):
+    """A shared consumer's redriven record cannot be had: ``damaged``, or removed. Never on the
+    wire.
+    """
+
+    log: int
+    consumer: str
+    offset: int
+    reason: str
+    damaged: bool
+
+
 class Layout(NamedTuple):
     """A batch that goes to its segment once its frame is as durable as it is asked to be."""
 
@@ -181,6 +209,8 @@ class Books:
         self.synced_end: dict[int, int] = {}
         self.first: dict[int, int] = {}  # where each log begins, as far as that is durable
         self.holders: dict[Key, Peer] = {}
+        self.groups: dict[Key, Dispatch] = {}  # of shared consumers,
+        self.seats: dict[tuple[int, str, int], Peer] = {}  # and of their members, by epoch
         self.raised: set[int] = set()  # logs in which there is more to see; the server empties it
         self.batch_bytes_max = 0  # with its keys a second time; set by the broker
         # Who waits for a claim, in the order of their tickets, and which of them are to be decided
@@ -214,14 +244,35 @@ class Books:
                 if entry.name is None:
                     self.silent[log.id, producer] = now
             for name, cursor in log.cursors.items():
-                every: dict[int, state.Cursor | state.Parked] = {**cursor.parked}
-                every[cursor.committed] = cursor
+                every: dict[int, state.Cursor | state.Parked | Failure] = {**cursor.parked}
+                if cursor.shared is None:
+                    every[cursor.committed] = cursor
+                else:
+                    every.update(cursor.shared.failed)
+                dues: dict[int, float] = {}
                 for offset, failed in every.items():
                     if failed.delay_ns:
                         left_ns = failed.failed_ns + failed.delay_ns - now_ns
-                        left_ns = min(max(0, left_ns), failed.delay_ns)
-                        self.due[log.id, name, offset] = now + left_ns / 1e9
-        self.alarm = min(self.returning.values(), default=self.alarm)
+                        dues[offset] = now + min(max(0, left_ns), failed.delay_ns) / 1e9
+                if cursor.shared is None:
+                    self.due.update({(log.id, name, offset): due for offset, due in dues.items()})
+                else:
+                    until = now + FIRST_RIGHT_SECONDS
+                    self.group((log.id, name), cursor).begin_life(
+                        cursor.shared.members, until, dues
+                    )
+        self._set_alarm()
+
+    def group(self, key: Key, cursor: state.Cursor) -> Dispatch:
+        """A shared consumer's dispatch, made at its first use."""
+        if key not in self.groups:
+            self.groups[key] = Dispatch(cursor)
+        return self.groups[key]
+
+    def _set_alarm(self) -> None:
+        alarms = (group.alarm for group in self.groups.values())
+        own = (*self.returning.values(), *self.hands.values())
+        self.alarm = min((*own, *alarms), default=float("inf"))
 
     def begin(self, log: state.Log) -> None:
         """A log that is new, or was recovered: all of it is durable."""
@@ -262,11 +313,18 @@ class Books:
             peer = self.holders.get(key)
             if peer is not None and (grant := peer.grants.get(key)) is not None:
                 lapses.append(Waiting(NOBODY, 0, Lapse(*key, grant.epoch)))
-        self.alarm = min((*self.returning.values(), *self.hands.values()), default=float("inf"))
+        for key, group in self.groups.items():
+            if group.alarm <= now:
+                late, missing = group.ring(now)
+                lapses += [Waiting(NOBODY, 0, Lapse(*key, epoch)) for epoch in late]
+                lapses += [Waiting(NOBODY, 0, Vanish(*key, epoch)) for epoch in missing]
+                self.raised.add(key[0])
+        self._set_alarm()
         return lapses
 
-    def forget_due(self, key: Key) -> None:
-        """No record of this consumer waits to be due."""
+    def forget_consumer(self, key: Key) -> None:
+        """A consumer is deleted: nothing of it waits to be due."""
+        self.groups.pop(key, None)
         for each in [each for each in self.due if each[:2] == key]:
             del self.due[each]
 
@@ -332,6 +390,7 @@ class Desk:
         self.layouts: list[Layout] = []
         self.effects: list[Callable[[], None]] = []
         self.claimed: dict[Key, tuple[Peer, int]] = {}  # in this frame: by whom, epoch
+        self.joined: list[tuple[Peer, Key, int]] = []  # the same of shared consumers
         self.sync = False  # something in it asks to be synced at once
         self.delay_seconds: float | None = None  # what is not may stay unsynced for so long
         self.facts_bytes = 0  # what the facts may take, by what was promised for each request
@@ -342,7 +401,7 @@ class Desk:
         facts_bytes = FACT_BYTES_MAX
         if isinstance(waiting.control, protocol.Settle):
             facts_bytes += SETTLE_BYTES_MAX
-        elif isinstance(waiting.control, protocol.Redrive):
+        elif isinstance(waiting.control, protocol.Redrive | protocol.CommitRecords):
             facts_bytes += LIST_BYTES_MAX
         elif waiting.produced:
             facts_bytes += int.from_bytes(waiting.produced[16:20], "little")  # its keys
@@ -394,6 +453,8 @@ class Desk:
     def held_cursor(self, peer: Peer, log: state.Log, consumer: str, epoch: int) -> state.Cursor:
         """The cursor, if this peer holds it under this epoch at this very moment."""
         cursor = self.cursor(log, consumer)
+        if cursor.shared is not None:
+            raise InvalidRequest(f"consumer {consumer!r} of log {log.name!r} is shared")
         grant = peer.grants.get((log.id, consumer))
         if grant is None or grant.epoch != cursor.epoch or epoch != cursor.epoch:
             raise Fenced(
@@ -408,6 +469,11 @@ class Desk:
 
     def check_free(self, log: state.Log, name: str, claim: state.Cursor | state.Owner) -> None:
         """Raises Busy."""
+        if isinstance(claim, state.Cursor) and claim.shared is not None:
+            for member in claim.shared.members.values():
+                if member.held:
+                    text = f"consumer {name!r} of log {log.name!r} is held by {member.name}"
+                    raise Busy(text, holder=member.name, since_ns=member.since_ns)
         if claim.holder is not None and self.is_held((log.id, name), claim):
             what = "log" if name == model.PRODUCER_ID else f"consumer {name!r} of log"
             raise Busy(

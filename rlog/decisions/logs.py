@@ -14,6 +14,7 @@ from .. import facts, state
 from ..log import LogFiles
 from ..policy import parse_policy
 from ..segment import path
+from . import members
 from .desk import Answer, listing, refusing, resolve
 
 if TYPE_CHECKING:
@@ -148,10 +149,12 @@ def delete_log(desk: Desk, waiting: Waiting, control: protocol.DeleteLog) -> Mak
     def remove() -> None:
         for key in [key for key in books.holders if key[0] == log.id]:
             books.ending(key)()
+        for seat in [seat for seat in books.seats if seat[0] == log.id]:
+            members.ending(books, seat[:2], seat[2])()
         for key in [key for key in books.waiting if key[0] == log.id]:
             books.call(key)
         for name in log.cursors:
-            books.forget_due((log.id, name))
+            books.forget_consumer((log.id, name))
         books.visible.pop(log.id)
         books.synced_end.pop(log.id)
         books.first.pop(log.id)

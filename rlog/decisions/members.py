@@ -1,0 +1,405 @@
+"""Decisions about the members of shared consumers: they come and go, and settle records one by one.
+
+A member's claim has an epoch of its own, which names it. Who has which record in hand is not state:
+the consumer's ``Dispatch`` knows, and is told by effects, so that a record is somebody else's only
+when that is durable.
+"""
+
+from __future__ import annotations
+
+import itertools
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from rlog_client import model, protocol
+from rlog_client.errors import Busy, Fenced, InvalidRequest, NotFound
+
+from .. import facts, state
+from ..dispatch import Dispatch
+from ..shared import Shared, holes, pairs
+from .desk import Answer, Grant, resolve
+from .parking import put_aside
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..dispatch import Mate
+    from .desk import Books, Desk, Key, Lapse, Make, Peer, Unreadable, Vanish, Waiting
+
+OFFSETS_MAX: Final = 1000  # in each list of one request
+LAPSED: Final = "it was in hand for longer than hand_seconds"
+
+
+# --- coming and going -----------------------------------------------------------------------
+
+
+def join(desk: Desk, waiting: Waiting, control: protocol.Claim, log: state.Log) -> Make:
+    """A claim on a shared consumer: of a new member, or of one that comes back."""
+    peer, key = waiting.peer, (log.id, control.consumer)
+    if control.standby or control.takeover:
+        raise InvalidRequest("members of a shared consumer neither wait for nor take over a claim")
+    if control.consumer == model.GLOBAL_ID:
+        raise InvalidRequest("the log's own cursor is for one holder: it cannot be shared")
+    if not 1 <= len(control.token) <= 64:
+        raise InvalidRequest("a claim's token has 1 to 64 bytes")
+    if peer.closed:
+        raise InvalidRequest("the connection is closed")  # and nobody hears this
+    cursor = log.cursors.get(control.consumer)
+    if cursor is None and control.epoch:
+        raise NotFound(f"log {log.name!r} has no consumer {control.consumer!r} any more")
+    shared = cursor.shared if cursor is not None else None
+    epoch = shared.member_of(control.token) if shared is not None else None
+    if cursor is not None and shared is not None and epoch is not None:
+        return _come_back(desk, peer, key, control, cursor, shared, epoch)
+    if key in peer.grants or any(each[:2] == (peer, key) for each in desk.joined):
+        raise Busy(
+            f"this connection is a member of {control.consumer!r} already: clone() the client",
+            holder=peer.name,
+            since_ns=0,
+        )
+    epoch = cursor.epoch + 1 if cursor is not None else 1
+    committed = resolve(log, control.start, log.end) if cursor is None else cursor.committed
+    desk.fact(facts.Joined(*key, epoch, control.token, peer.name, committed))
+    cursor = log.cursors[control.consumer]
+    grant = Grant(epoch, 0, control.hand_seconds)
+    books = desk.books
+
+    def give() -> None:
+        group = books.group(key, cursor)
+        member = cursor.shared.members.get(epoch) if cursor.shared is not None else None
+        if member is not None and member.held and log.cursors.get(control.consumer) is cursor:
+            group.join(epoch, control.hand_seconds)
+            books.seats[*key, epoch] = peer
+            peer.granted(key, grant)
+
+    desk.joined.append((peer, key, epoch))
+    desk.effects.append(give)
+    answer = protocol.Claimed(epoch, cursor.committed, paused=cursor.paused)
+    return lambda _synced: Answer(answer)
+
+
+def _come_back(
+    desk: Desk,
+    peer: Peer,
+    key: Key,
+    control: protocol.Claim,
+    cursor: state.Cursor,
+    shared: Shared,
+    epoch: int,
+) -> Make:
+    books = desk.books
+    before = books.seats.get((*key, epoch))
+    if before is not None and before is not peer:
+        # Its connection is lost, and it does not know yet.
+        grant = before.grants.get(key)
+        if grant is not None and grant.epoch == epoch:
+            del before.grants[key]
+    member = shared.members[epoch]
+    if not member.held:
+        desk.fact(facts.Returned(*key, epoch))
+    group = books.group(key, cursor)
+    end = books.visible[key[0]].end
+    if epoch in group.mates:
+        kept = group.back(epoch, control.hand_seconds, control.in_hand[:OFFSETS_MAX], end)
+    else:
+        # It joined in this very frame.
+        raise Busy("this claim is being made", holder=member.name, since_ns=member.since_ns)
+    mate = group.mates[epoch]
+    begun = [offset for offset in member.begun if offset in mate.hands]
+    group.begin(mate, begun, desk.now_ns, desk.now, anew=True)
+    # At once: nothing of it is new, and what is pipelined behind it is judged by it.
+    books.seats[*key, epoch] = peer
+    peer.granted(key, Grant(epoch, 0, control.hand_seconds))
+    _stir(desk, key)
+    answer = protocol.Claimed(epoch, cursor.committed, paused=cursor.paused, in_hand=kept)
+    return lambda _synced: Answer(answer)
+
+
+def give_up(desk: Desk, peer: Peer, key: Key, *, gone: bool) -> None:
+    """A peer's claim ends: ``gone`` for good, or its connection is lost.
+
+    Where nothing can be written that is refused, and still the claim is nobody's from here on.
+    """
+    books = desk.books
+    grant = peer.grants.pop(key, None)
+    epochs = {grant.epoch} if grant is not None else set()
+    epochs |= {epoch for other, at, epoch in desk.joined if other is peer and at == key}
+    for epoch in epochs:
+        if books.seats.get((*key, epoch)) is peer:
+            del books.seats[*key, epoch]
+    desk.writable()
+    log = desk.state.logs.get(key[0])  # a log that was deleted took its claims with it
+    shared = log.shared(key[1]) if log is not None else None
+    for epoch in epochs:
+        member = shared.members.get(epoch) if shared is not None else None
+        if member is None or not member.held:
+            continue
+        if gone:
+            desk.fact(facts.Released(*key, epoch))
+            _then(desk, key, partial(Dispatch.gone, epoch=epoch))
+        else:
+            desk.fact(facts.Left(*key, epoch))
+            _then(desk, key, partial(Dispatch.away, epoch=epoch))
+
+
+def vanish(desk: Desk, waiting: Waiting, control: Vanish) -> Make:
+    """It did not come back in time."""
+    desk.writable()
+    key = (control.log, control.consumer)
+    log = desk.state.logs.get(control.log)
+    shared = log.shared(control.consumer) if log is not None else None
+    member = shared.members.get(control.epoch) if shared is not None else None
+    if member is not None and not member.held:
+        error = f"{member.name} vanished with it in hand"
+        desk.fact(facts.Vanished(*key, control.epoch, [], error))
+        _then(desk, key, lambda group: group.gone(control.epoch))
+    return lambda _synced: Answer(protocol.Done())
+
+
+def evict(desk: Desk, log: state.Log, consumer: str, shared: Shared, name: str | None) -> None:
+    """End the claims of ``name``'s, or all; no attempt is counted. Raises NotFound."""
+    epochs = [epoch for epoch, member in shared.members.items() if name in (None, member.name)]
+    if not epochs:
+        who = "nobody" if name is None else name
+        raise NotFound(f"{consumer!r} of log {log.name!r} is not held by {who}")
+    for epoch in epochs:
+        desk.fact(facts.Released(log.id, consumer, epoch))
+        end(desk, (log.id, consumer), epoch)
+
+
+def lapse(desk: Desk, key: Key, shared: Shared, control: Lapse) -> None:
+    """A member has had something in hand for too long, unless it was settled meanwhile."""
+    group = desk.books.groups.get(key)
+    mate = group.mates.get(control.epoch) if group is not None else None
+    if group is None or mate is None or control.epoch not in shared.members:
+        return
+    if lapsed := group.lapsed(mate, desk.now):
+        desk.fact(facts.Vanished(*key, control.epoch, lapsed, LAPSED))
+        end(desk, key, control.epoch)
+
+
+def end(desk: Desk, key: Key, epoch: int) -> None:
+    """A claim was ended from outside."""
+    desk.effects.append(ending(desk.books, key, epoch))
+
+
+def ending(books: Books, key: Key, epoch: int) -> Callable[[], None]:
+    """An effect: the member is told that its claim is over."""
+
+    def tell() -> None:
+        peer = books.seats.pop((*key, epoch), None)
+        grant = peer.grants.get(key) if peer is not None else None
+        if peer is not None and grant is not None and grant.epoch == epoch:
+            del peer.grants[key]
+            peer.lost(*key, epoch)
+        if (group := books.groups.get(key)) is not None:
+            group.gone(epoch)
+        books.raised.add(key[0])
+
+    return tell
+
+
+def end_all(desk: Desk, key: Key, shared: Shared) -> None:
+    """The cursor is to be put somewhere else, or deleted."""
+    for epoch in shared.members:
+        end(desk, key, epoch)
+    _then(desk, key, lambda group: group.clear())
+
+
+def _then(desk: Desk, key: Key, change: Callable[[Dispatch], None]) -> None:
+    """An effect on the dispatch; then its members are looked after."""
+    books = desk.books
+
+    def effect() -> None:
+        if (group := books.groups.get(key)) is not None:
+            change(group)
+            books.alarm = min(books.alarm, group.alarm)
+            books.raised.add(key[0])
+
+    desk.effects.append(effect)
+
+
+def _stir(desk: Desk, key: Key) -> None:
+    """Its members are looked after."""
+    _then(desk, key, lambda _group: None)
+
+
+# --- settling -------------------------------------------------------------------------------
+
+
+def member_of(
+    desk: Desk, waiting: Waiting, key: Key, cursor: state.Cursor, epoch: int
+) -> tuple[Dispatch, Mate]:
+    """The member that asks, if it is one under this epoch at this very moment."""
+    grant = waiting.peer.grants.get(key)
+    group = desk.books.groups.get(key)
+    mate = group.mates.get(epoch) if group is not None else None
+    held = cursor.shared is not None and epoch in cursor.shared.members
+    if grant is None or grant.epoch != epoch or group is None or mate is None or not held:
+        raise Fenced(f"you are no member of {key[1]!r} any more", epoch=cursor.epoch)
+    return group, mate
+
+
+def commit_records(desk: Desk, waiting: Waiting, control: protocol.CommitRecords) -> Make:
+    desk.writable()
+    log = desk.log(control.log)
+    cursor, key = desk.cursor(log, control.consumer), (log.id, control.consumer)
+    group, mate = member_of(desk, waiting, key, cursor, control.epoch)
+    assert cursor.shared is not None
+    done = _checked(cursor, cursor.shared, group, mate, control)
+    member = cursor.shared.members[control.epoch]
+    if done or control.begun != member.begun:
+        paused, flat = cursor.paused is not None, []
+        if done:
+            flat = [*control.done, *group.take_absent()]
+        desk.fact(facts.Completed(*key, control.epoch, flat, control.begun), log)
+        if done:
+            _then(desk, key, lambda group: group.settled(done, mate))
+        if paused and done:
+            _resumed(desk, key)
+    group.begin(mate, control.begun, desk.now_ns, desk.now, anew=control.anew)
+    desk.books.alarm = min(desk.books.alarm, group.alarm)
+    if control.back:
+        back = [offset for offset in control.back if offset not in control.begun]
+        _then(desk, key, lambda group: group.give_back(mate, back))
+    return lambda synced: Answer(protocol.Committed(synced))
+
+
+def _checked(
+    cursor: state.Cursor,
+    shared: Shared,
+    group: Dispatch,
+    mate: Mate,
+    control: protocol.CommitRecords,
+) -> list[tuple[int, int]]:
+    """What the request settles that is not settled yet. Raises InvalidRequest and Fenced."""
+    if max(len(control.done), len(control.begun), len(control.back)) > OFFSETS_MAX:
+        raise InvalidRequest(f"at most {OFFSETS_MAX} offsets in one list")
+    flat = control.done
+    if len(flat) % 2 or any(a >= b for a, b in itertools.pairwise(flat)):
+        raise InvalidRequest("done: begin, end, begin, end, ... in rising order")
+    done = [
+        hole
+        for begin, end in pairs(flat)
+        for hole in holes(shared.settled, max(begin, cursor.committed), end)
+    ]
+    for begin, end in done:
+        if not group.has(mate, begin, end):
+            text = f"the offsets {begin} to {end} are not, or no longer, in your hands"
+            raise Fenced(text, epoch=cursor.epoch)
+    for offset in control.begun:
+        if offset not in mate.hands:
+            text = f"offset {offset} is not, or no longer, in your hands"
+            raise Fenced(text, epoch=cursor.epoch)
+    return done
+
+
+def settle(
+    desk: Desk, waiting: Waiting, log: state.Log, cursor: state.Cursor, control: protocol.Settle
+) -> Make:
+    """A verdict on one record; see ``consumers.settle``."""
+    key, offset = (log.id, control.consumer), control.offset
+    _group, mate = member_of(desk, waiting, key, cursor, control.epoch)
+    if offset not in mate.hands:
+        # Given once more, because its answer was lost, or of what somebody else has by now?
+        parked = cursor.parked.get(offset)
+        open_ = parked is not None and parked.redriven if control.redriven else True
+        again = control.verdict == "retry" and cursor.attempts_of(offset) >= control.attempts
+        if (open_ and not again) and (control.redriven or not cursor.is_settled(offset)):
+            text = f"offset {offset} is not, or no longer, in your hands"
+            raise Fenced(text, epoch=cursor.epoch)
+        return lambda synced: Answer(protocol.Judged(synced, cursor.paused))
+    if control.redriven != cursor.is_settled(offset):
+        raise InvalidRequest(f"offset {offset} is {'not ' if control.redriven else ''}redriven")
+    paused = cursor.paused
+    if control.verdict == "retry":
+        _retry(desk, log, key, mate, control)
+    elif control.verdict == "park" or control.exhausted:
+        put_aside(desk, log, cursor, control)
+        _then(desk, key, lambda group: group.settled([(offset, offset + 1)], mate))
+    elif control.redriven:
+        desk.fact(facts.Unparked(*key, control.epoch, offset), log)
+        _then(desk, key, lambda group: group.settled([(offset, offset + 1)], mate))
+        if paused is not None:
+            _resumed(desk, key)
+    else:
+        raise InvalidRequest("a shared consumer's records are committed by CommitRecords")
+    if cursor.paused is not None and paused is None:
+        _tell_standing(desk, key, cursor.paused)
+    return lambda synced: Answer(protocol.Judged(synced, cursor.paused))
+
+
+def _retry(desk: Desk, log: state.Log, key: Key, mate: Mate, control: protocol.Settle) -> None:
+    due, offset = desk.now + control.delay, control.offset
+    desk.fact(
+        facts.Failed(
+            *key, control.epoch, offset, control.attempts, control.error, round(control.delay * 1e9)
+        ),
+        log,
+    )
+    _then(desk, key, lambda group: group.failed(offset, mate, due))
+
+
+def resumed(desk: Desk, key: Key) -> None:
+    """Redriven records wait, and the consumer may be paused no more."""
+    _resumed(desk, key)
+
+
+def _resumed(desk: Desk, key: Key) -> None:
+    _then(desk, key, lambda group: group.recall())
+    cursor = desk.state.logs[key[0]].cursors[key[1]]
+    if cursor.paused is None:
+        _tell_standing(desk, key, None)
+
+
+def _tell_standing(desk: Desk, key: Key, paused: str | None) -> None:
+    books = desk.books
+
+    def tell() -> None:
+        for seat in [seat for seat in books.seats if seat[:2] == key]:
+            books.seats[seat].standing(*key, paused)
+
+    desk.effects.append(tell)
+
+
+def unreadable(desk: Desk, waiting: Waiting, control: Unreadable) -> Make:
+    """A redriven record that cannot be had: removed, it is done with; damaged, it stays parked."""
+    desk.writable()
+    log = desk.state.logs.get(control.log)
+    cursor = log.cursors.get(control.consumer) if log is not None else None
+    parked = cursor.parked.get(control.offset) if cursor is not None else None
+    if log is not None and parked is not None and parked.redriven:
+        key = (log.id, control.consumer)
+        if control.damaged:
+            desk.fact(
+                facts.Parked(
+                    *key, 0, control.offset, parked.attempts, "it cannot be read", control.reason,
+                    "", None, True, 0,
+                ),
+                log,
+            )  # fmt: skip
+        else:
+            desk.fact(facts.Unparked(*key, 0, control.offset), log)
+        _then(desk, key, lambda group: group.forget_redriven(control.offset))
+    return lambda _synced: Answer(protocol.Done())
+
+
+def extend(desk: Desk, waiting: Waiting, key: Key, control: protocol.Extend) -> None:
+    cursor = desk.state.logs[key[0]].cursors[key[1]]
+    group, mate = member_of(desk, waiting, key, cursor, control.epoch)
+    group.extend(mate, control.offset, desk.now)
+
+
+def members(desk: Desk, log: state.Log, name: str, shared: Shared) -> tuple[model.Member, ...]:
+    """As ``CursorInfo`` tells of them."""
+    group = desk.books.groups.get((log.id, name))
+    infos = []
+    for epoch, member in shared.members.items():
+        if not member.held:
+            continue
+        mate = group.mates.get(epoch) if group is not None else None
+        begun = mate.since_ns if mate is not None else {}
+        lowest = min(begun, default=None)
+        since_ns = begun[lowest] if lowest is not None else None
+        infos.append(model.Member(member.name, member.since_ns, lowest, since_ns))
+    return tuple(infos)
