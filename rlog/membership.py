@@ -48,6 +48,7 @@ class Membership:
         "_mate",
         "_name",
         "_now",
+        "_own",
         "_reading",
         "_sent",
         "books",
@@ -81,7 +82,7 @@ class Membership:
         self._loan: int | None = None  # the request id of the open Credit,
         self._left = 0  # what is left of it, in records,
         self._end: int | None = None  # below which offset,
-        self._now = False  # whether it may wait,
+        self._now = self._own = False  # what it may wait for,
         self._sent = False  # and whether anything came of it
         self._given: list[int] = []  # assigned, and not sent yet
         self._reading: tuple[Read, str] | None = None  # a read under way, and what for
@@ -90,7 +91,7 @@ class Membership:
         """A Credit: it ends the open loan, and opens one."""
         self.settle()
         self._loan, self._left, self._end = request, credit.records, credit.end
-        self._now, self._sent = credit.now, False
+        self._now, self._own, self._sent = credit.now, credit.own, False
         if credit.records <= 0:
             self.settle()
 
@@ -160,7 +161,8 @@ class Membership:
             end = min(end, self._end)
         if not self._sent and (offset := dispatch.scan_at(end)) is not None:
             return self._read(log, offset, "scan")
-        if self._sent or (self._now and not dispatch.waits_for_own(self._mate)):
+        waits = not self._now or (self._own and dispatch.waits_for_own(self._mate))
+        if self._sent or not waits:
             self.settle()
         else:
             for epoch in dispatch.overstayed():

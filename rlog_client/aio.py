@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from functools import partial
 from inspect import isawaitable
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, Unpack, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self, TypeVar, Unpack, cast
 from weakref import WeakSet
 
+import anyio
 from msgspec import Struct
 
 from .aio_transport import AsyncTransport
@@ -33,6 +35,7 @@ from .client import (
 from .consumer import ConsumerSteps
 from .errors import RlogError, TimedOut
 from .identity import AppendIds, Identity
+from .member import MemberSteps
 from .model import (
     OLDEST,
     Backoff,
@@ -51,7 +54,7 @@ from .model import (
     consumer_name,
 )
 from .parked import listing_parked, redriving
-from .process import OnExhausted, process
+from .process import ConsumerProcess, OnExhausted, Process, process
 from .producer import Batch, ProducerSteps, appending, receipt_at, receipt_of
 from .protocol import (
     AlterLog,
@@ -72,6 +75,7 @@ from .protocol import (
     SeekCursor,
     TrimLog,
 )
+from .sharing import Hands, MemberProcess, Outcome
 from .source import ReaderSteps, SourceSteps, check_whence
 from .steps import Wait, leaving, until
 from .transport import parse_url
@@ -140,6 +144,7 @@ class AsyncSource(SourceSteps, AsyncIterator[Record]):
     """
 
     _awaits = True
+    _processing: ClassVar[type[Process]] = Process
     _transport: AsyncTransport
     _iterating: AsyncIterator[Record] | None = None
     _driving = False  # a task waits in here
@@ -213,6 +218,7 @@ class AsyncSource(SourceSteps, AsyncIterator[Record]):
 
         steps = process(
             self,
+            self._processing,
             handled,
             limit=limit,
             block=block,
@@ -300,6 +306,8 @@ class AsyncConsumer(AsyncSource, ConsumerSteps):
     claim is lost, every use is Fenced.
     """
 
+    _processing: ClassVar[type[Process]] = ConsumerProcess
+
     def _held_claim(self) -> None:
         if not self._claimed:
             raise RuntimeError("this consumer has claimed nothing: enter it first")
@@ -334,6 +342,88 @@ class AsyncConsumer(AsyncSource, ConsumerSteps):
 
     def __aiter__(self) -> AsyncIterator[Record]:
         return _CommittingRuns(self) if self._autocommit else _Runs(self)
+
+
+class AsyncMember(AsyncConsumer, MemberSteps):
+    """A consumer that shares its ID with others: see ``Log.consumer``."""
+
+    _processing: ClassVar[type[Process]] = MemberProcess
+
+    async def process(
+        self,
+        handler: AsyncHandler,
+        *,
+        limit: int | None = None,
+        block: bool | None = None,
+        timeout: float | None = None,
+        in_flight: int = 1,
+        retry: Backoff | None = None,
+        on_exhausted: OnExhausted = "park",
+    ) -> int:
+        """Await up to ``in_flight`` handlers at once, and do what their verdicts say.
+
+        As ``Source.process``. When one raises, or this is cancelled, the others are cancelled, and
+        their records released.
+        """
+        scopes: set[anyio.CancelScope] = set()
+
+        async def handle(record: Record) -> None:
+            outcome, scope = Outcome(record, ended=True), anyio.CancelScope()
+            scopes.add(scope)
+            try:
+                with scope:
+                    awaitable = handler(record)
+                    if not isawaitable(awaitable):
+                        raise TypeError(f"handlers are async functions here, not {handler!r}")
+                    outcome = Outcome(record, await awaitable)
+            except Exception as error:
+                outcome = Outcome(record, error=error)
+            finally:
+                scopes.discard(scope)
+                hands.finished.append(outcome)
+                self._transport.ring()
+
+        def cancel() -> None:
+            for scope in scopes:
+                scope.cancel()
+
+        failure: Exception | None = None
+        count = 0
+        async with anyio.create_task_group() as handlers:
+
+            def spawn(record: Record) -> None:
+                handlers.start_soon(handle, record)
+
+            hands = Hands(spawn, cancel)
+            steps = process(
+                self,
+                partial(MemberProcess, hands=hands),
+                handler,
+                limit=limit,
+                block=block,
+                timeout=timeout,
+                in_flight=in_flight,
+                retry=retry,
+                on_exhausted=on_exhausted,
+            )
+            try:
+                count = await self._drive_handling(steps)
+            except Exception as error:
+                # Not out of the group, which would make a group of it.
+                failure = error
+        if failure is not None:
+            raise failure
+        return count
+
+    async def _drive_handling(self, steps: Steps[T]) -> T:
+        """As ``_drive_reading``, but handlers may commit and extend meanwhile."""
+        if self._is_read or self._driving:
+            raise RuntimeError("a reader or consumer is for one task at a time")
+        self._is_read = True
+        try:
+            return await self._transport.run(steps)
+        finally:
+            self._is_read = False
 
 
 class AsyncPending(Struct, frozen=True, gc=False):
@@ -695,13 +785,14 @@ class AsyncLog:
         *,
         start: Whence = OLDEST,
         block: bool = True,
+        shared: bool = False,
         standby: bool = False,
         takeover: bool = False,
         autocommit: bool = False,
         hand_seconds: float | None = None,
     ) -> AsyncConsumer:
         """Read with a durable cursor on the server; see ``AsyncConsumer`` and ``Log.consumer``."""
-        consumer = AsyncConsumer(
+        consumer = (AsyncMember if shared else AsyncConsumer)(
             self._transport,
             self.name,
             self._id,

@@ -6,15 +6,17 @@ from collections.abc import Callable, Iterator
 from inspect import iscoroutinefunction
 from itertools import chain
 from time import monotonic
-from typing import TYPE_CHECKING, Self, cast
+from typing import TYPE_CHECKING, ClassVar, Self, cast
 
 from msgspec import Struct
 
 from .batch import RECORD_OVERHEAD
 from .consumer import ConsumerSteps
+from .member import MemberSteps
 from .model import Backoff, Bytes, Item, Receipt, Record, Verdict, Whence
-from .process import Escaped, OnExhausted, process
+from .process import ConsumerProcess, Escaped, OnExhausted, Process, process
 from .producer import Batch, ProducerSteps, receipt_at
+from .sharing import MemberProcess
 from .source import ReaderSteps, SourceSteps
 from .steps import leaving
 
@@ -35,6 +37,7 @@ class Source(SourceSteps, Iterator[Record]):
     """
 
     _transport: Transport
+    _processing: ClassVar[type[Process]] = Process
     _iterating: Iterator[Record] | None = None
 
     def __iter__(self) -> Iterator[Record]:
@@ -104,6 +107,7 @@ class Source(SourceSteps, Iterator[Record]):
             )
         steps = process(
             self,
+            self._processing,
             handler,
             limit=limit,
             block=block,
@@ -168,6 +172,8 @@ class Consumer(Source, ConsumerSteps):
     is Fenced.
     """
 
+    _processing: ClassVar[type[Process]] = ConsumerProcess
+
     @property
     def epoch(self) -> int:
         """Of the claim; it rises with every claim and seek. Claims if that was not done yet."""
@@ -214,6 +220,12 @@ class Consumer(Source, ConsumerSteps):
             self._last = record
             yield record
             self._transport.run(self._commit_last())
+
+
+class Member(Consumer, MemberSteps):
+    """A consumer that shares its ID with others: see ``Log.consumer``."""
+
+    _processing: ClassVar[type[Process]] = MemberProcess
 
 
 class Pending(Struct, frozen=True, gc=False):

@@ -11,7 +11,7 @@ from weakref import WeakSet
 import msgspec
 
 from .batch import HEADER_BYTES
-from .blocking import Consumer, Producer, Reader
+from .blocking import Consumer, Member, Producer, Reader
 from .errors import RlogError, TimedOut, TooLarge, Unsupported
 from .identity import AppendIds, Identity
 from .model import (
@@ -243,6 +243,7 @@ class Log:
         *,
         start: Whence = OLDEST,
         block: bool = True,
+        shared: bool = False,
         standby: bool = False,
         takeover: bool = False,
         autocommit: bool = False,
@@ -256,11 +257,17 @@ class Log:
         a handler of ``process`` may have a record before the claim ends and an attempt is counted;
         None: for ever.
 
+        ``shared``: one of many members, one of each client, who are given different records: at
+        most one unsettled record of a key at a time, in order per key; those without a key in any
+        order. Each is settled by itself, also by ``commit``. A consumer is shared for life or not.
+        It has no ``standby``, no ``takeover`` and no ``seek``. Members come and go; what one had,
+        others get when its claim ends, or when its connection is lost and they could use it.
+
         Its claim raises Busy while somebody else holds it, OffsetOutOfRange for a ``start`` outside
         the log, and NotFound when the log was deleted. After that its uses raise Fenced when the
         claim is lost, as by a deletion, and reading raises Gap and CorruptData as a reader's does.
         """
-        consumer = Consumer(
+        consumer = (Member if shared else Consumer)(
             self._transport,
             self.name,
             self._id,

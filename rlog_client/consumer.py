@@ -142,7 +142,7 @@ class ConsumerSteps(SourceSteps):
     def _settle(self, record: Record, verdict: Verdict, wait: bool) -> Steps[None]:
         yield from self._begin()
         self._check_ours(record)
-        name, reason, delay = _named(verdict, record.attempt)
+        name, reason, delay = named(verdict, record.attempt)
         if name in ("retry", "park") and not record.redriven and record.offset < self._asked:
             raise InvalidRequest(f"record {record.offset} is committed")
         if name == "skip":
@@ -644,7 +644,7 @@ class ConsumerSteps(SourceSteps):
         return iter((self._stamped(held),))
 
 
-def _named(verdict: Verdict, attempt: int) -> tuple[_Name, str, float]:
+def named(verdict: Verdict, attempt: int) -> tuple[_Name, str, float]:
     """A verdict by name, with its reason and its delay in seconds."""
     match verdict:
         case Commit():

@@ -57,6 +57,7 @@ class How(NamedTuple):
 
 def process(
     source: SourceSteps,
+    kind: Callable[[Any, How], Process],
     handler: Callable[[Record], Any],
     *,
     limit: int | None,
@@ -66,7 +67,9 @@ def process(
     retry: Backoff | None,
     on_exhausted: OnExhausted,
 ) -> Steps[int]:
-    """The steps of ``Source.process``: how many records were completed."""
+    """The steps of ``Source.process``: how many records were completed. ``kind``: how ``source`` is
+    processed.
+    """
     _check_arguments(limit, in_flight, retry, on_exhausted)
     consumes = isinstance(source, ConsumerSteps)
     if not consumes and _may_exhaust(retry) and on_exhausted == "park":
@@ -76,10 +79,7 @@ def process(
     yield from source._begin()
     end = yield from source._final(block)
     how = How(handler, limit, end, block, deadline, in_flight, retry, on_exhausted)
-    run = (
-        ConsumerProcess(source, how) if isinstance(source, ConsumerSteps) else Process(source, how)
-    )
-    return (yield from run.run())
+    return (yield from kind(source, how).run())
 
 
 class Escaped(Exception):

@@ -171,8 +171,8 @@ class Credit(Control):
     open loan, that nothing is under way to it.
 
     A shared consumer's member is lent for ``records``, all of them below ``end`` if that is given:
-    -> Records and Assigned. ``now``: it is settled at once when there is nothing for this member,
-    and no record that it had retried is still to come.
+    -> Records and Assigned. ``now``: it is settled at once when there is nothing for this member;
+    ``own``: but not while a record that it had retried is still to come.
     """
 
     kind: ClassVar[int] = 12
@@ -181,6 +181,7 @@ class Credit(Control):
     records: int = 0
     end: int | None = None
     now: bool = False
+    own: bool = False
 
 
 class Unsubscribe(Control):
@@ -366,7 +367,7 @@ class Resume(Control):
 
 
 class Extend(Control):
-    """-> Done: the hand_seconds of the record in hand begin anew; of several, those of ``offset``."""
+    """-> Done: the hand_seconds of the record in hand begin anew. ``offset``: which, of several."""
 
     kind: ClassVar[int] = 29
     log: int

@@ -37,8 +37,10 @@ from .protocol import (
     REQUEST_MAX,
     AlterLog,
     Append,
+    Assigned,
     Claim,
     CommitCursor,
+    CommitRecords,
     Connection,
     Control,
     Credit,
@@ -64,6 +66,7 @@ from .protocol import (
     Settle,
     Settled,
     Side,
+    Standing,
     Subscribe,
     TrimLog,
     Unsubscribe,
@@ -80,8 +83,8 @@ APPEND_SECONDS_MAX: Final = 1800.0  # an append is sent again; the server forget
 
 # What is not the same after it was done as before. Claims are not here: their own token names them.
 _CHANGES: Final = (
-    Append, AlterLog, TrimLog, DeleteLog, CommitCursor, SeekCursor, DeleteCursor, Settle, Redrive,
-    Evict, Resume,
+    Append, AlterLog, TrimLog, DeleteLog, CommitCursor, CommitRecords, SeekCursor, DeleteCursor,
+    Settle, Redrive, Evict, Resume,
 )  # fmt: skip
 _GONE_IS_DONE: Final = (DeleteLog, DeleteCursor)  # a repeated one that finds nothing did it before
 _ONCE: Final = (Evict,)  # a repeated one would strike the next holder
@@ -247,19 +250,23 @@ class Subscription:
     """What one Subscribe brings. ``loan``: the request id of the open Credit, 0 for none.
 
     ``broken``: its connection is lost, and it with it. ``recalled``: the consumer it reads for has
-    redriven records to take; whoever takes them says that it has seen it.
+    redriven records to take; whoever takes them says that it has seen it. ``standing``: the last
+    word on whether a shared consumer is paused.
     """
 
-    __slots__ = ("broken", "error", "id", "loan", "lost", "next", "place", "recalled", "stock")
+    __slots__ = (
+        "broken", "error", "id", "loan", "lost", "next", "place", "recalled", "standing", "stock",
+    )  # fmt: skip
 
     def __init__(self, request: int, place: Call[Place]) -> None:
         self.id = request
         self.place = place
-        self.stock: deque[Chunk | Damaged] = deque()
+        self.stock: deque[Chunk | Damaged | Assigned] = deque()
         self.loan = 0
         self.next = 0  # the offset after the stock; exact while no loan is open
         self.broken = False
         self.recalled = False
+        self.standing: Standing | None = None
         self.lost: Lost | None = None
         self.error: RlogError | None = None
 
@@ -453,14 +460,18 @@ class Session:
 
     def lend(self, subscription: Subscription, amount: int) -> None:
         """Open a loan of ``amount`` bytes; 0 only calls the open one back."""
+        self.lend_as(subscription, Credit(subscription.id, amount))
+
+    def lend_as(self, subscription: Subscription, credit: Credit) -> None:
+        """Open a loan, or call the open one back."""
         if self._subscriptions.get(subscription.id) is not subscription:
             return
         request = self._number()
-        if amount:
+        if credit.bytes or credit.records:
             self._end_loan(subscription)
             self._loans[request] = subscription
             subscription.loan = request
-        self._put_new(request, Credit(subscription.id, amount))
+        self._put_new(request, credit)
 
     def unsubscribe(self, subscription: Subscription) -> None:
         """Its answer is of no interest, nor is what still comes."""
@@ -544,7 +555,7 @@ class Session:
             if (lent := self._loans.pop(request, None)) is not None:
                 lent.loan, lent.next = 0, control.offset
             return
-        if isinstance(control, Records | Damaged | Lost | Recall):
+        if isinstance(control, Records | Damaged | Lost | Recall | Assigned | Standing):
             if (subscription := self._subscriptions.get(request)) is not None:
                 self._pushed(subscription, control, payload)
             return
@@ -577,15 +588,17 @@ class Session:
     def _pushed(
         self,
         subscription: Subscription,
-        control: Records | Damaged | Lost | Recall,
+        control: Records | Damaged | Lost | Recall | Assigned | Standing,
         payload: Buffer,
     ) -> None:
         if isinstance(control, Records):
             subscription.stock.append(Chunk(control, payload))
-        elif isinstance(control, Damaged):
+        elif isinstance(control, Damaged | Assigned):
             subscription.stock.append(control)
         elif isinstance(control, Recall):
             subscription.recalled = True
+        elif isinstance(control, Standing):
+            subscription.standing = control
         else:
             subscription.lost = control
             self._end_loan(subscription)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, ClassVar
 from .batch import HEADER_BYTES, Cut, InvalidBatch, decode, parse_header
 from .errors import ConnectionLost, CorruptData, Gap, OffsetOutOfRange, RlogError, TimedOut
 from .model import LATEST, Record, Whence, offset
-from .protocol import Damaged, Place, Resolve, Subscribe, raised
+from .protocol import Assigned, Damaged, Place, Resolve, Subscribe, raised
 from .session import LOAN_BYTES, Call, Chunk, Subscription
 from .steps import Wait, asking, overdue, until
 
@@ -256,6 +256,7 @@ class SourceSteps:
         stock = self._subscription.stock
         while stock:
             chunk = stock[0]
+            assert not isinstance(chunk, Assigned), "for members of a shared consumer"
             if isinstance(chunk, Damaged):
                 self._place = max(self._place, chunk.next)
                 stock.popleft()

@@ -10,6 +10,7 @@ from rlog_client.batch import HEADER_BYTES, Header, InvalidBatch, parse_header
 from rlog_client.errors import ConnectionLost, CorruptData, TimedOut, Unsupported
 from rlog_client.model import LATEST, Whence, offset
 from rlog_client.protocol import (
+    Assigned,
     Damaged,
     Done,
     Listing,
@@ -133,6 +134,7 @@ class Batches:
         stock = self._subscription.stock
         while stock:
             chunk = stock[0]
+            assert not isinstance(chunk, Assigned), "this reads as nobody"
             if isinstance(chunk, Damaged):
                 stock.popleft()
                 self._place = chunk.next
