@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from rlog_client import protocol
 
-from . import appends, claims, consumers, logs, producers
+from . import appends, claims, consumers, logs, producers, transactions
 from .desk import (
     Answer,
+    Batch,
     Books,
     Desk,
     Grant,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DECISIONS",
     "Answer",
+    "Batch",
     "Books",
     "Desk",
     "Grant",
@@ -79,4 +81,5 @@ DECISIONS: Final[dict[type[Control], _Decide]] = {
     protocol.DeleteCursor: consumers.delete_cursor,
     protocol.ListCursors: consumers.list_cursors,
     protocol.GetCursor: consumers.get_cursor,
+    protocol.Transact: transactions.transact,
 }
