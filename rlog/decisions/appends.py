@@ -190,12 +190,8 @@ def _check_expectations(log: state.Log, control: protocol.Append, keys: bytes) -
     check_end(log, control.expect)
     if control.expect_key is not None:
         decoded = batches.decode_keys(keys) if keys else None
-        check_key(
-            log,
-            decoded if decoded is not None and len(decoded) == 1 else None,
-            0,
-            control.expect_key,
-        )
+        one = decoded if decoded is not None and len(decoded) == 1 else None
+        check_key(log, one, 0, control.expect_key)
 
 
 def check_end(log: state.Log, expect: int | None) -> None:
