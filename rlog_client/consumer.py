@@ -514,11 +514,13 @@ class ConsumerSteps(SourceSteps):
             self._named = max(self._named, commitment.offset, commitment.begun)
 
     def _joined(self, commitment: Commitment, *, done: bool) -> None:
-        if done and isinstance(commitment, CommitRedriven):
+        if not done:
+            pass
+        elif isinstance(commitment, CommitRedriven):
             self._hand, self._recalled, self._paused = False, True, None  # it, or the next one
             if self._unsettled == commitment.offset:
                 self._unsettled = None
-        elif done:
+        else:
             through, begun = commitment.offset, commitment.begun
             self._note_committed(through, begun)
             self._done = max(self._done, through)
