@@ -229,7 +229,7 @@ MUTANTS: Final = (
     ),
     Mutant(
         "a release behind a claim in one frame is that of the claim before",
-        "schedules",
+        "directed",
         (
             Edit(
                 f"{CLAIMS}:_give_up",
@@ -237,6 +237,7 @@ MUTANTS: Final = (
                 "epoch is None and claimed is not None and claimed[0] is peer",
             ),
         ),
+        "test_a_release_behind_a_claim_anew_in_the_same_frame_ends_that_one",
     ),
     Mutant(
         "nobody is called when a claim ends with its connection",
