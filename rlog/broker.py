@@ -274,4 +274,8 @@ class Broker:
                 producer=header.producer,
                 sequence=header.sequence,
             )
-        return OutcomeUnknown(f"it may have been done or not: {reason}", producer=0, sequence=0)
+        producer = sequence = 0
+        if isinstance(waiting.control, protocol.Transact):
+            producer, sequence = waiting.control.client, waiting.control.number
+        text = f"it may have been done or not: {reason}"
+        return OutcomeUnknown(text, producer=producer, sequence=sequence)

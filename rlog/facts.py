@@ -212,6 +212,19 @@ class Dropped(Struct, frozen=True, array_like=True, tag=22):
     producers: list[int]
 
 
+class Transacted(Struct, frozen=True, array_like=True, tag=23):
+    """A client's transaction: what it did are the facts before this one, in the same frame.
+
+    ``appends``: (log, first offset, end) of each batch, in the order in which they were asked for.
+    ``dropped``: clients that were silent for so long that no repetition of theirs can come.
+    """
+
+    client: int
+    number: int
+    appends: list[tuple[int, int, int]]
+    dropped: list[int] = []
+
+
 class Joined(Struct, frozen=True, array_like=True, tag=29):
     """A member of a shared consumer has claimed; ``epoch`` is its own, and names it.
 
@@ -277,6 +290,7 @@ Fact = (
     | Resumed
     | Named
     | Dropped
+    | Transacted
     | Joined
     | Vanished
     | Completed

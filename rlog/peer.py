@@ -27,7 +27,7 @@ from rlog_client.errors import (
 )
 from rlog_client.protocol import Control, Message, ProtocolError, Side
 
-from .decisions import DECISIONS, NOBODY, Answer, Grant, Leave, Look, Waiting, resolve
+from .decisions import DECISIONS, NOBODY, Answer, Batch, Grant, Leave, Look, Waiting, resolve
 from .membership import Membership
 from .subscription import Subscription
 
@@ -219,6 +219,8 @@ class Peer(ABC):
         try:
             if isinstance(control, protocol.Append):
                 self._append(message, control)
+            elif isinstance(control, protocol.Transact):
+                self._transact(message, control)
             elif (whence := _time_in(control)) is not None:
                 self._resolve_time(message, whence)
             elif type(control) in DECISIONS or isinstance(control, protocol.WaitSynced):
@@ -260,10 +262,23 @@ class Peer(ABC):
             self._eased()
 
     def _append(self, message: Message, control: protocol.Append) -> None:
-        """Judge a batch before anything is decided about it, at a cost per batch, not per
+        produced, body = self._judge(memoryview(message.payload))
+        self._submit(Waiting(self, message.request, control, produced, body), len(body))
+
+    def _transact(self, message: Message, control: protocol.Transact) -> None:
+        view, at, batches = memoryview(message.payload), 0, []
+        for each in control.appends:
+            end = at + max(0, each.bytes)
+            batches.append(self._judge(view[at:end]))
+            at = end
+        if at != len(view):
+            raise InvalidRequest(f"batches of {at} bytes in a payload of {len(view)}")
+        self._submit(Waiting(self, message.request, control, batches=batches), len(view))
+
+    def _judge(self, view: memoryview) -> Batch:
+        """A batch, judged before anything is decided about it, at a cost per batch, not per
         record.
         """
-        view = memoryview(message.payload)
         produced, body = bytes(view[:HEADER_BYTES]), view[HEADER_BYTES:]
         try:
             header = parse_header(produced)
@@ -278,7 +293,7 @@ class Peer(ABC):
                 limit=limit,
                 index=0,
             )
-        self._submit(Waiting(self, message.request, control, produced, body), len(body))
+        return Batch(produced, body)
 
     def _place(self, log_id: int, whence: model.Whence) -> protocol.Place:
         log = self._books.state.logs.get(log_id)

@@ -7,7 +7,7 @@ Sockets, credit, records in hand and deadlines are not state: they die with the 
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right, insort
 from typing import Final, NamedTuple, TypeAlias
 
 import msgspec
@@ -213,7 +213,9 @@ class Sent(NamedTuple):
     epoch: int = 0
 
 
-SENT_MAX: Final = 64  # batches remembered of each producer; clients have no more in flight
+SENT_MAX: Final = (
+    64  # batches of each producer, transactions of each client; none has more in flight
+)
 
 
 class Producer(Struct, array_like=True):
@@ -257,6 +259,37 @@ class Producer(Struct, array_like=True):
                 base = sent.base + begin - sent.sequence
                 known.append((begin - sequence, end - begin, base, sent.time_ns))
         return known
+
+
+class Transaction(NamedTuple):
+    """One that was done: its number, its time, and of each batch (log, first offset, end)."""
+
+    number: int
+    time_ns: int
+    appends: list[tuple[int, int, int]]
+
+
+class Client(Struct, array_like=True):
+    """What recognises a client's repeated transactions: the last ones done, by number."""
+
+    done: list[Transaction] = []
+
+    def note(self, transaction: Transaction) -> None:
+        insort(self.done, transaction, key=_number)
+        del self.done[:-SENT_MAX]
+
+    def find(self, number: int) -> Transaction | None:
+        at = bisect_left(self.done, number, key=_number)
+        found = self.done[at] if at < len(self.done) else None
+        return found if found is not None and found.number == number else None
+
+    def forgot(self, number: int) -> bool:
+        """Whether that one was done is not known any more."""
+        return len(self.done) >= SENT_MAX and number < self.done[0].number
+
+
+def _number(transaction: Transaction) -> int:
+    return transaction.number
 
 
 class Log(Struct, array_like=True):
@@ -366,6 +399,7 @@ class State(Struct, array_like=True):
 
     logs: dict[int, Log] = {}
     next_log: int = 1
+    clients: dict[int, Client] = {}  # that did transactions
 
     def by_name(self, name: str) -> Log | None:
         # A scan: opening a log by name is rare, and one map fewer has to be kept true.
@@ -393,6 +427,11 @@ class State(Struct, array_like=True):
                 self.next_log = log + 1
             case facts.Deleted(log):
                 del self.logs[log]
+            case facts.Transacted(client, number, appends, dropped):
+                for silent in dropped:
+                    self.clients.pop(silent, None)
+                done = Transaction(number, time_ns, appends)
+                self.clients.setdefault(client, Client()).note(done)
             case _:
                 self._change(self.logs[fact.log], fact, time_ns)
         return None

@@ -21,7 +21,7 @@ are UTC nanoseconds. Errors are subclasses of ``RlogError``; misuse is a Runtime
 from typing import TYPE_CHECKING, Any, Final
 
 from .blocking import Consumer, Pending, Producer, Reader, Source
-from .client import Client, Cursor, Log, connect
+from .client import Client, Cursor, Log, Transaction, connect
 from .errors import (
     AccessDenied,
     AlreadyExists,
@@ -85,6 +85,7 @@ if TYPE_CHECKING:
     from .aio import AsyncProducer as AsyncProducer
     from .aio import AsyncReader as AsyncReader
     from .aio import AsyncSource as AsyncSource
+    from .aio import AsyncTransaction as AsyncTransaction
     from .aio import connect_async as connect_async
 
 # Written here, as in pyproject.toml: reading the installed metadata takes longer than all the rest.
@@ -142,6 +143,7 @@ __all__ = [
     "StorageFailed",
     "TimedOut",
     "TooLarge",
+    "Transaction",
     "Unsupported",
     "Verdict",
     "Whence",
@@ -161,6 +163,7 @@ ASYNC: Final = (
     "AsyncProducer",
     "AsyncReader",
     "AsyncSource",
+    "AsyncTransaction",
     "connect_async",
 )
 

@@ -31,6 +31,7 @@ from .client import (
     listing,
     opening,
     syncing,
+    where,
 )
 from .consumer import ConsumerSteps
 from .errors import RlogError, TimedOut
@@ -78,6 +79,7 @@ from .protocol import (
 from .sharing import Hands, MemberProcess, Outcome
 from .source import ReaderSteps, SourceSteps, check_whence
 from .steps import Wait, leaving, until
+from .transaction import TransactionSteps
 from .transport import parse_url
 
 if TYPE_CHECKING:
@@ -648,6 +650,10 @@ class AsyncClient:
         """All logs of the server."""
         return await self._transport.run(listing(self._transport, ListLogs(), LogInfo))
 
+    def transaction(self) -> AsyncTransaction:
+        """Appends to any logs and commits of this client's consumers: all of it, or nothing."""
+        return AsyncTransaction(self._transport)
+
     def clone(self) -> AsyncClient:
         """Another client of the same server, with its own connection and claims, to be entered."""
         return AsyncClient(self._transport.clone())
@@ -695,6 +701,57 @@ class AsyncClient:
 
     def __repr__(self) -> str:
         return f"<rlog_client.AsyncClient of {self._transport.address}>"
+
+
+class AsyncTransaction(TransactionSteps):
+    """Appends and commits that are sent at the end of the ``async with``, as one request: all of it
+    is done, at one moment and in one frame, or nothing. As ``Transaction``.
+
+    What it collects, it collects without waiting. Cancelled while it is sent, it is done or not.
+    """
+
+    _transport: AsyncTransport
+
+    def append(
+        self,
+        log: str | AsyncLog,
+        item: Bytes | Item,
+        *,
+        expect: int | None = None,
+        expect_key: int | None = None,
+    ) -> None:
+        """Append a record. As ``Transaction.append``."""
+        self._add(where(self._transport, log, AsyncLog), item, expect, expect_key)
+
+    def commit(self, consumer: AsyncConsumer, record: Record) -> None:
+        """Commit everything up to and including ``record``. As ``Transaction.commit``."""
+        if not isinstance(consumer, AsyncConsumer):
+            raise TypeError(f"an AsyncConsumer commits, and not {consumer!r}")
+        self._add_commit(consumer, record)
+
+    async def __aenter__(self) -> Self:
+        self._begin()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._ended = True
+        if error is not None:
+            return
+        consumers = {cast("AsyncConsumer", each.consumer) for each in self._commits}
+        if any(each._driving for each in consumers):
+            raise RuntimeError("a reader or consumer is for one task at a time")
+        for each in consumers:
+            each._driving = True
+        try:
+            await self._transport.run(self._send())
+        finally:
+            for each in consumers:
+                each._driving = False
 
 
 class AsyncLog:

@@ -12,7 +12,7 @@ import msgspec
 
 from .batch import HEADER_BYTES
 from .blocking import Consumer, Member, Producer, Reader
-from .errors import RlogError, TimedOut, TooLarge, Unsupported
+from .errors import InvalidRequest, RlogError, TimedOut, TooLarge, Unsupported
 from .identity import AppendIds, Identity
 from .model import (
     OFFSET_MAX,
@@ -56,11 +56,14 @@ from .protocol import (
 )
 from .source import check_whence
 from .steps import Wait, finishing, until
+from .transaction import TransactionSteps
 from .transport import SocketTransport, parse_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from types import TracebackType
 
+    from .model import Record
     from .protocol import Control, Welcome
     from .steps import Link, Steps
     from .transport import Transport
@@ -111,6 +114,10 @@ class Client:
     def logs(self) -> list[LogInfo]:
         """All logs of the server."""
         return self._transport.run(listing(self._transport, ListLogs(), LogInfo))
+
+    def transaction(self) -> Transaction:
+        """Appends to any logs and commits of this client's consumers: all of it, or nothing."""
+        return Transaction(self._transport)
 
     def clone(self) -> Client:
         """Another client of the same server, with its own connection and claims: one per thread."""
@@ -387,6 +394,74 @@ class Cursor:
     def delete(self) -> None:
         """Delete it. Busy while it is held."""
         self._transport.call(DeleteCursor(self._log_id, self._consumer), Done)
+
+
+class Transaction(TransactionSteps):
+    """Appends and commits that are sent at the end of the ``with``, as one request: all of it is
+    done, at one moment and in one frame, or nothing. Nothing is sent if the block raises.
+
+        with client.transaction() as transaction:
+            transaction.append("b", transformed(record.value))
+            transaction.commit(consumer, record)
+
+    ``receipts``: of each ``append``, in their order, once it is done. What the end of the ``with``
+    raises was not done, whatever the error, but for OutcomeUnknown: then ``consumer.committed``
+    asks the server, and tells. Conflict names the log whose expectation did not hold. NotFound,
+    Fenced, Busy: a log has another exclusive producer. TooLarge: all together are limited as a
+    batch is. DiskFull. The request is repeated after a lost connection, and done once.
+    """
+
+    _transport: Transport
+
+    def append(
+        self,
+        log: str | Log,
+        item: Bytes | Item,
+        *,
+        expect: int | None = None,
+        expect_key: int | None = None,
+    ) -> None:
+        """Append a record. What goes to one log is one batch, in order.
+
+        ``expect``, ``expect_key``: as of ``Log.append``, both judged by the log as it is before
+        the transaction. A log of which this client has the exclusive producer is appended to under
+        its claim.
+        """
+        self._add(where(self._transport, log, Log), item, expect, expect_key)
+
+    def commit(self, consumer: Consumer, record: Record) -> None:
+        """Commit everything up to and including ``record``; of a redriven record, this one.
+
+        InvalidRequest: a consumer of another client, or a record of another log. Fenced.
+        """
+        if not isinstance(consumer, Consumer):
+            raise TypeError(f"a Consumer commits, and not {consumer!r}")
+        self._add_commit(consumer, record)
+
+    def __enter__(self) -> Self:
+        self._begin()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._ended = True
+        if error is None:
+            self._transport.run(self._send())
+
+
+def where(link: Link, log: Any, of: type[Any]) -> str | int:
+    """What a transaction's append names: a log's name, or the id of one that was opened."""
+    if isinstance(log, of):
+        if log._transport is not link:
+            raise InvalidRequest(f"log {log.name} was opened by another client: give its name")
+        return cast("int", log._id)
+    if not isinstance(log, str):
+        raise TypeError(f"a log, or its name, and not {log!r}")
+    return log
 
 
 def opening(name: str, create: bool, options: Mapping[str, object]) -> OpenLog:

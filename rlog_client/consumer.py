@@ -28,9 +28,14 @@ from .protocol import (
     Claim,
     Claimed,
     CommitCursor,
+    Commitment,
+    CommitRedriven,
     Committed,
+    CommitThrough,
+    CursorReply,
     Done,
     Extend,
+    GetCursor,
     Judged,
     Moved,
     SeekCursor,
@@ -41,6 +46,7 @@ from .protocol import (
 from .session import Call, Claiming
 from .source import SourceSteps, check_whence, over
 from .steps import Wait, asking, finishing, until
+from .transaction import transacting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -127,6 +133,7 @@ class ConsumerSteps(SourceSteps):
         self._redriven: _Due | None = None
         self._unsettled: int | None = None
         self._hand = False
+        self._unsure = False  # a transaction may or may not have moved the cursor
 
     # --- the public operations ----------------------------------------------------------------
 
@@ -142,6 +149,9 @@ class ConsumerSteps(SourceSteps):
     def _settle(self, record: Record, verdict: Verdict, wait: bool) -> Steps[None]:
         yield from self._begin()
         self._check_ours(record)
+        if isinstance(verdict, Commit) and verdict.appends:
+            yield from transacting(self._transport, self, record, verdict.appends)
+            return
         name, reason, delay = named(verdict, record.attempt)
         if name in ("retry", "park") and not record.redriven and record.offset < self._asked:
             raise InvalidRequest(f"record {record.offset} is committed")
@@ -214,6 +224,8 @@ class ConsumerSteps(SourceSteps):
     def _open(self) -> Steps[None]:
         if self._claimed:
             self._transport.serve()  # the claim may have been lost since: then the stock is void
+            if self._unsure:
+                yield from self._find_out()
         elif (yield from self._claim()):
             yield from self._attach()
         else:
@@ -421,12 +433,17 @@ class ConsumerSteps(SourceSteps):
         while self._sent and self._sent[0].call.done:
             done, begun, call = self._sent.popleft()
             answer = call.get()
-            self._begun = begun
             if isinstance(answer, Judged):
-                self._paused = answer.paused
-            elif done > self._acknowledged and self._paused is not None:
-                self._paused, self._recalled = None, True  # a success; what paused it comes first
-            self._acknowledged = max(self._acknowledged, done)
+                self._begun, self._paused = begun, answer.paused
+                self._acknowledged = max(self._acknowledged, done)
+            else:
+                self._note_committed(done, begun)
+
+    def _note_committed(self, done: int, begun: int) -> None:
+        self._begun = begun
+        if done > self._acknowledged and self._paused is not None:
+            self._paused, self._recalled = None, True  # a success; what paused it comes first
+        self._acknowledged = max(self._acknowledged, done)
 
     def _await_sent(self, count: int) -> Steps[None]:
         """Wait until at most ``count`` are in flight."""
@@ -472,6 +489,60 @@ class ConsumerSteps(SourceSteps):
     def _handed_out(self, records: list[Record]) -> None:
         if self._autocommit and records:
             self._last = records[-1]
+
+    # --- transactions -------------------------------------------------------------------------
+
+    def _check_record(self, record: Record) -> None:
+        self._check()
+        self._check_ours(record)
+
+    def _joining(self) -> Steps[None]:
+        yield from self._begin()
+        yield from self._await_sent(0)
+
+    def _commitment(self, record: Record, begun: int | None) -> Commitment:
+        log_id, consumer, epoch = self._log_id, self._consumer, self._epoch
+        if record.redriven:
+            return CommitRedriven(log_id, consumer, epoch, record.offset)
+        done = record.offset + 1
+        begun = self._asked_begun if begun is None else begun
+        return CommitThrough(log_id, consumer, epoch, done, begun if begun > done else 0)
+
+    def _join(self, commitment: Commitment) -> None:
+        self._unsure = True
+        if isinstance(commitment, CommitThrough):
+            self._named = max(self._named, commitment.offset, commitment.begun)
+
+    def _joined(self, commitment: Commitment, *, done: bool) -> None:
+        if not done:
+            pass
+        elif isinstance(commitment, CommitRedriven):
+            self._hand, self._recalled, self._paused = False, True, None  # it, or the next one
+            if self._unsettled == commitment.offset:
+                self._unsettled = None
+        else:
+            through, begun = commitment.offset, commitment.begun
+            self._note_committed(through, begun)
+            self._done = max(self._done, through)
+            self._asked, self._asked_begun = max(self._asked, through), begun
+            if self._held is not None and self._held.offset < through:
+                self._held = None
+        self._unsure = False  # last: should an interrupt come in between, the server is asked
+
+    def _find_out(self) -> Steps[None]:
+        """Nobody said what became of a transaction. It is decided by now, or never will be: what is
+        asked here is answered behind it, and behind a claim that came back it is fenced.
+        """
+        asked = GetCursor(self._log_id, self._consumer)
+        found = (yield from asking(self._transport, asked, CursorReply)).info
+        named = self._named
+        self._stand_at(found.committed)
+        self._asked_begun = self._named = named  # perhaps: it is put down in any case
+        self._paused, self._unsettled = found.paused, None
+        self._drop()
+        self._place = found.committed
+        yield from self._attach()
+        self._unsure = False
 
     # --- in hand ------------------------------------------------------------------------------
 

@@ -176,7 +176,13 @@ def _check_text(reason: Any) -> None:
 
 
 class Commit(Struct, frozen=True):
-    """Done with this record."""
+    """Done with this record.
+
+    ``appends``: (log, value or Item), appended in the same transaction: all of it is done, or
+    nothing.
+    """
+
+    appends: Sequence[tuple[str, Bytes | Item]] = ()
 
 
 class Retry(Struct, frozen=True):

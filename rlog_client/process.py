@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 import msgspec
 
 from .consumer import DEFAULT, TEXT_BYTES_MAX, ConsumerSteps, cut_text, pause
-from .errors import InvalidRequest, Paused, RlogError
+from .errors import InvalidRequest, NotFound, Paused, RlogError, TooLarge
 from .model import Backoff, Commit, Park, Record, Retry, Skip, Stop
 from .protocol import CursorReply, GetCursor
 from .source import SourceSteps, over
 from .steps import Await, Wait, asking, until
+from .transaction import transacting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -38,6 +39,10 @@ SUMMARY_BYTES_MAX: Final = 1024  # of an exception, when its traceback is too lo
 CAUSE_BYTES_MAX: Final = 255
 LOST_MEMBER: Final = "a lost member"  # the cause, when a record is past its attempts on arrival
 RETRY_VERDICT: Final = "Retry"  # the cause, when it was not an exception
+
+# What a verdict's appends may be refused with that the record is to blame for, as if its handler
+# had raised it. Anything else (a full disk, a lost claim) says nothing of the record.
+_ITS_FAULT: Final = (TypeError, ValueError, NotFound, TooLarge, InvalidRequest)
 
 _logger = logging.getLogger("rlog_client")
 
@@ -183,7 +188,10 @@ class Process:
                         raise Escaped(error) from None
                     raise
                 return True
-            if verdict is not None and not isinstance(verdict, Commit):
+            if isinstance(verdict, Commit):
+                if verdict.appends and not (yield from self._commit_with(record, verdict)):
+                    return True
+            elif verdict is not None:
                 if not isinstance(verdict, Skip):
                     return (yield from self._judge(record, verdict))
                 self._log_skip(record, verdict)
@@ -295,6 +303,13 @@ class Process:
         yield from self._count(record, error, 0.0)
         raise error
 
+    def _commit_with(self, record: Record, verdict: Commit) -> Steps[bool]:
+        """Commit a record together with appends. False: that failed, and it comes again."""
+        text = "a reader cannot commit appends: there is no cursor to commit them with"
+        error = InvalidRequest(text)
+        yield from self._count(record, error, 0.0)
+        raise error
+
     def _set_aside(
         self,
         record: Record,
@@ -396,22 +411,22 @@ class ConsumerProcess(Process):
         due = source._due(record.offset)
         if monotonic() < due and not (yield from source._wait_for(due, self._how.deadline)):
             return False
-        upto = max(record.offset + 1, self._upto(record.offset))
+        upto = max(record.offset + 1, self._upto(record.offset, self._completed))
         source._send_commit(source._place_of(record), upto)
         yield from source._await_sent(0)
         self._tries()
         self._look_again(monotonic())
         return not source._stopped and not source._has_redriven and source._held is record
 
-    def _upto(self, at: int) -> int:
+    def _upto(self, at: int, completed: int) -> int:
         """The offset after the highest record that may be in hand, when the one at ``at`` is the
-        lowest.
+        lowest, and so many are completed.
         """
         source, how = self._source, self._how
         alone = source._paused is not None or at < source._one_by_one
         upto = min(at + (1 if alone else how.in_flight), source._stocked)
         if how.limit is not None:
-            upto = min(upto, at + how.limit - self._completed)
+            upto = min(upto, at + how.limit - completed)
         return upto if how.end is None else min(upto, how.end)
 
     def _look(self, now: float) -> bool:
@@ -424,7 +439,7 @@ class ConsumerProcess(Process):
             source._reap()
         ripe = now >= self._look_at or source._done - source._asked >= self._half
         if not source._sent and ripe and source._done > source._asked:
-            source._send_commit(source._done, self._upto(source._done))
+            source._send_commit(source._done, self._upto(source._done, self._completed))
             source._transport.serve()
         self._look_again(now)
         return not source._has_redriven
@@ -446,6 +461,8 @@ class ConsumerProcess(Process):
     def _leave(self) -> Steps[None]:
         source = self._source
         yield from source._await_sent(0)
+        if source._unsure:
+            yield from source._find_out()  # or what was begun could not be put down
         source._put_down()
         yield from source._await_sent(0)
 
@@ -486,6 +503,19 @@ class ConsumerProcess(Process):
             if source._held is record:
                 source._held = None
         self._completed += 1
+
+    def _commit_with(self, record: Record, verdict: Commit) -> Steps[bool]:
+        source = self._source
+        begun = 0
+        if not source._stopped and not source._has_redriven:
+            begun = self._upto(record.offset + 1, self._completed + 1)
+        try:
+            yield from transacting(source._transport, source, record, verdict.appends, begun)
+        except _ITS_FAULT as error:
+            if not (yield from self._raised(record, error)):
+                raise
+            return False
+        return True
 
     def _set_aside(
         self,
@@ -545,6 +575,9 @@ class ConsumerProcess(Process):
             return True
         if verdict is not None and not isinstance(verdict, Commit | Skip):
             return (yield from self._judge(record, verdict))
+        if isinstance(verdict, Commit) and verdict.appends:
+            self._completed += yield from self._commit_with(record, verdict)
+            return True
         if isinstance(verdict, Skip):
             self._log_skip(record, verdict)
         if record.epoch == source._epoch:

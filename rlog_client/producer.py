@@ -81,8 +81,8 @@ def appending(
     expect_key: int | None = None,
 ) -> Steps[Appended]:
     """Append one batch that stands alone, and wait for its answer."""
-    _check_expected(expect, "expect")
-    _check_expected(expect_key, "expect_key")
+    check_expected(expect, "expect")
+    check_expected(expect_key, "expect_key")
     producer, sequence = ids.borrow()
     call = Call(Appended, append=(producer, sequence))
     link.start(call, Append(log_id, expect, expect_key), columns.encode(producer, sequence))
@@ -98,7 +98,7 @@ def appending(
     return appended
 
 
-def _check_expected(value: int | None, what: str) -> None:
+def check_expected(value: int | None, what: str) -> None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
         raise TypeError(f"{what} is an offset, an int, not {type(value).__name__}")
 
@@ -328,6 +328,11 @@ class ProducerSteps:
             _logger.warning("log %s: %d records were never sent: close() it", self._log, count)
         if hasattr(self, "_who") and self._who.opened:
             self._who.let_go(self._transport)
+
+    def owns(self, log_id: int) -> int:
+        """The epoch of its claim on this log, 0 for none."""
+        who = self._who
+        return who.epoch if who.exclusive and who.opened and who.log_id == log_id else 0
 
     # --- filling ------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 from struct import Struct as Layout
-from typing import Any, ClassVar, Final, Literal, NamedTuple
+from typing import Any, ClassVar, Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
 from msgspec import Struct
@@ -403,6 +403,58 @@ class ListProducers(Control):
     log: int
 
 
+class LogBatch(Struct, array_like=True):
+    """Of a Transact: the batch of one log. ``bytes``: its length in the payload, header included.
+
+    ``expect``: as for Append. ``expect_keys``: (index of a record in the batch, last offset of its
+    key), as Append's ``expect_key``. Both are judged by the log as it is before the transaction.
+    """
+
+    log: int
+    bytes: int
+    expect: int | None = None
+    expect_keys: list[tuple[int, int]] = []
+
+
+class CommitThrough(Struct, array_like=True, tag=1):
+    """Of a Transact. Fields as of CommitCursor."""
+
+    log: int
+    consumer: str
+    epoch: int
+    offset: int
+    begun: int = 0
+
+
+class CommitRedriven(Struct, array_like=True, tag=2):
+    """Of a Transact: a redriven record is done with. Fields as of Settle."""
+
+    log: int
+    consumer: str
+    epoch: int
+    offset: int
+
+
+Commitment: TypeAlias = CommitThrough | CommitRedriven
+
+
+class Transact(Control):
+    """Payload: the batches of ``appends``, one behind the other. -> Transacted.
+
+    All of it is done in one frame, or nothing. ``client`` and ``number`` name it: a random id, and
+    a number that rises with each of the client's. What was done under them before is not done
+    again, and answered as it was. A log is named at most once, a consumer once for each kind of
+    commit but for redriven records. The batches have producer 0; ``epoch`` in their headers is that
+    of the client's claim on the log, if it has one.
+    """
+
+    kind: ClassVar[int] = 32
+    client: int
+    number: int
+    appends: list[LogBatch] = []
+    commits: list[Commitment] = []
+
+
 class CommitRecords(Control):
     """-> Committed. What a member of a shared consumer is done with, and what it has in hand.
 
@@ -565,6 +617,19 @@ class ProducerOpened(Control):
     last_sequence: int
 
 
+class Transacted(Control):
+    """``appends``: the first offset and the end of each batch, in the order of the request.
+
+    ``synced`` and ``duplicate``: as of Appended.
+    """
+
+    kind: ClassVar[int] = 80
+    appends: list[tuple[int, int]]
+    timestamp_ns: int
+    synced: bool
+    duplicate: bool = False
+
+
 class Records(Control):
     """Pushed. Payload: whole batches, contiguous, the first of which holds offset ``first``.
 
@@ -659,15 +724,30 @@ REQUESTS: Final = (
     Subscribe,
     Credit, Unsubscribe, Claim, Release, CommitCursor, SeekCursor, ListCursors, GetCursor,
     DeleteCursor, WaitSynced, ListSegments, Settle, TakeRedriven, ListParked, Redrive, Evict,
-    Resume, Extend, OpenProducer, ListProducers, CommitRecords,
+    Resume, Extend, OpenProducer, ListProducers, Transact, CommitRecords,
 )  # fmt: skip
 ANSWERS: Final = (
     Welcome, Error, Done, LogReply, Listing, Appended, Place, Claimed, Moved, CursorReply,
-    Committed, Settled, Judged, Taken, Counted, ProducerOpened, Records, Lost, Damaged, Queued,
-    Recall, Assigned, Standing,
+    Committed, Settled, Judged, Taken, Counted, ProducerOpened, Transacted,
+    Records, Lost, Damaged, Queued, Recall, Assigned, Standing,
 )  # fmt: skip
-_WITH_PAYLOAD: Final = frozenset({Append.kind, Records.kind, Listing.kind})
+_WITH_PAYLOAD: Final = frozenset({Append.kind, Transact.kind, Records.kind, Listing.kind})
 _encode: Final = msgspec.msgpack.Encoder().encode
+
+
+# What a transaction takes of a frame beside its batches, at most: itself, each batch, each commit.
+_TRANSACT_BYTES: Final = 256
+_BATCH_BYTES: Final = 64
+_COMMIT_BYTES: Final = 384
+
+
+def transact_bytes(control: Transact) -> int:
+    """What it takes of a frame at most; together that is limited as a batch is.
+
+    (The keys of a log with a key index count twice, as they do in an append.)
+    """
+    batches = sum(_BATCH_BYTES + each.bytes for each in control.appends)
+    return _TRANSACT_BYTES + batches + _COMMIT_BYTES * len(control.commits)
 
 
 class Message(NamedTuple):

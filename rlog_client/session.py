@@ -68,6 +68,7 @@ from .protocol import (
     Side,
     Standing,
     Subscribe,
+    Transact,
     TrimLog,
     Unsubscribe,
     Welcome,
@@ -84,7 +85,7 @@ APPEND_SECONDS_MAX: Final = 1800.0  # an append is sent again; the server forget
 # What is not the same after it was done as before. Claims are not here: their own token names them.
 _CHANGES: Final = (
     Append, AlterLog, TrimLog, DeleteLog, CommitCursor, CommitRecords, SeekCursor, DeleteCursor,
-    Settle, Redrive, Evict, Resume,
+    Settle, Redrive, Evict, Resume, Transact,
 )  # fmt: skip
 _GONE_IS_DONE: Final = (DeleteLog, DeleteCursor)  # a repeated one that finds nothing did it before
 _ONCE: Final = (Evict,)  # a repeated one would strike the next holder
@@ -110,7 +111,8 @@ def retry_seconds(tries: int, chance: float) -> float:
 
 
 class Call(Generic[AnswerT]):
-    """One request. ``append``: (producer id, first sequence) of one that may be done unseen.
+    """One request. ``append``: (producer id, first sequence) of one that may be done unseen; of a
+    transaction, (client id, number).
 
     ``request``: its number, 0 before it was started. ``control``, ``head`` and ``body``: what it
     takes to send it again. ``sent``: how often any of it may have left; ``since``: when an append
@@ -161,7 +163,7 @@ class Call(Generic[AnswerT]):
             return None
         producer, sequence = self.append or (0, 0)
         what = "an append may or may not be in the log"
-        if self.append is None:
+        if not isinstance(self.control, Append):
             what = f"{type(self.control).__name__} may or may not have been done"
         return OutcomeUnknown(f"{what}: {reason}", producer=producer, sequence=sequence)
 
@@ -271,6 +273,18 @@ class Subscription:
         self.error: RlogError | None = None
 
 
+class Transactions:
+    """What a client's transactions share. ``client``: its random id in them, 0 before the first;
+    ``number``: the last one given. ``under_way``: those without an answer. ``logs``: ids by name.
+    """
+
+    def __init__(self) -> None:
+        self.client = 0
+        self.number = 0
+        self.under_way: set[Call[Any]] = set()
+        self.logs: dict[str, int] = {}
+
+
 class Session:
     """A client's requests, subscriptions and claims, over one connection after the other."""
 
@@ -284,6 +298,7 @@ class Session:
         self.farewell: RlogError | None = None  # the server's own word on why it closed
         self.claims: list[Claiming] = []
         self.taken = 0  # messages that came, greetings aside
+        self.transactions = Transactions()
         self._name = name
         self._clock = clock
         self._request = 0

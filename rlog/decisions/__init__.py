@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from rlog_client import protocol
 
-from . import appends, claims, consumers, logs, members, producers
+from . import appends, claims, consumers, logs, members, producers, transactions
 from .desk import (
     NOBODY,
     Answer,
+    Batch,
     Books,
     Desk,
     Grant,
@@ -42,6 +43,7 @@ __all__ = [
     "DECISIONS",
     "NOBODY",
     "Answer",
+    "Batch",
     "Books",
     "Desk",
     "Grant",
@@ -85,6 +87,7 @@ DECISIONS: Final[dict[type[Control], _Decide]] = {
     protocol.DeleteCursor: consumers.delete_cursor,
     protocol.ListCursors: consumers.list_cursors,
     protocol.GetCursor: consumers.get_cursor,
+    protocol.Transact: transactions.transact,
     protocol.CommitRecords: members.commit_records,
     Vanish: members.vanish,
     Unreadable: members.unreadable,

@@ -19,20 +19,20 @@ from rlog_client.errors import (
 from rlog_client.model import PRODUCER_ID
 
 from .. import facts, state
-from .desk import Answer, Layout, refusing, reopened
+from .desk import Answer, Batch, Layout, note_heard, refusing, reopened
 
 if TYPE_CHECKING:
-    from .desk import Desk, Make, Waiting
+    from collections.abc import Sequence
+
+    from ..segment import Place
+    from .desk import Buffer, Desk, Make, Peer, Waiting
 
 # Of a batch's header: count, keys length; producer, sequence, epoch.
-_NUMBERS: Final = Struct("<8xI4xI4xQQI")
-SILENT_SECONDS: Final = 3600.0  # then a producer without a name is forgotten
-SILENT_MAX: Final = 1 << 16  # of them are remembered at all
-_DROPS_MAX: Final = 8  # at one append
+NUMBERS: Final = Struct("<8xI4xI4xQQI")
 
 
 def append(desk: Desk, waiting: Waiting, control: protocol.Append) -> Make:
-    count, keys_bytes, producer, sequence, epoch = _NUMBERS.unpack_from(waiting.produced)
+    count, keys_bytes, producer, sequence, epoch = NUMBERS.unpack_from(waiting.produced)
     log = desk.log(control.log)
     entry = log.producers.get(producer) if producer else None
     if entry is not None and sequence + count - 1 <= entry.last:
@@ -40,25 +40,45 @@ def append(desk: Desk, waiting: Waiting, control: protocol.Append) -> Make:
         _check_own(log, entry, original, epoch)
         return _duplicate(desk, log, entry, original, producer, sequence, count)
     desk.writable()
-    _check_fence(desk, waiting, log, entry, epoch)
+    check_fence(desk, waiting.peer, log, entry, epoch)
     _check_sequence(log, entry, control.after, sequence)
-    keys = _keys(desk, log, waiting, count, keys_bytes)
+    keys = keys_of(desk, log, waiting.body, count, keys_bytes)
     _check_expectations(log, control, keys)
+    check_space(desk)
+    place = reserve(desk, log, waiting.body)
+    first, end = put(desk, log, place, Batch(waiting.produced, waiting.body), keys)
+    if producer and (entry is None or entry.name is None):
+        _note_heard(desk, log.id, producer)
+    time_ns = desk.now_ns
+    return lambda synced: Answer(protocol.Appended(first, end, time_ns, synced))
+
+
+def check_space(desk: Desk) -> None:
     if desk.books.full is not None:
         raise DiskFull(desk.books.full)
-    size = batches.HEADER_BYTES + len(waiting.body)
+
+
+def reserve(desk: Desk, log: state.Log, body: Buffer) -> Place:
+    """Space for a batch with this body, where it will lie. It may stay unused."""
+    size = batches.HEADER_BYTES + len(body)
     place = log.place(size)
     with refusing(f"an append of {size} bytes to log {log.name!r}"):
         desk.books.files[log.id].reserve(place, size, log.options.file_roll_size)
-    header = batches.stamp(waiting.produced, log.id, log.end, desk.now_ns)
+    return place
+
+
+def put(desk: Desk, log: state.Log, place: Place, batch: Batch, keys: bytes) -> tuple[int, int]:
+    """Append a batch to which nothing stands in the way, at its reserved place: first offset, end.
+
+    ``keys``: the keys column, if the log has an index of keys.
+    """
+    header = batches.stamp(batch.produced, log.id, log.end, desk.now_ns)
     applied = desk.fact(facts.Appended(header, keys), log)
     assert applied is not None
     assert applied.place == place
-    if producer and (entry is None or entry.name is None):
-        _note_heard(desk, log.id, producer)
-    first, end, time_ns = applied.header.base, applied.header.end, desk.now_ns
-    desk.layouts.append(Layout(place, header, waiting.body, end))
-    return lambda synced: Answer(protocol.Appended(first, end, time_ns, synced))
+    end = applied.header.end
+    desk.layouts.append(Layout(place, header, batch.body, end))
+    return applied.header.base, end
 
 
 def _check_own(
@@ -107,14 +127,14 @@ def _duplicate(
     return make
 
 
-def _check_fence(
-    desk: Desk, waiting: Waiting, log: state.Log, entry: state.Producer | None, epoch: int
+def check_fence(
+    desk: Desk, peer: Peer, log: state.Log, entry: state.Producer | None, epoch: int
 ) -> None:
     """Whether this producer may append at this very moment."""
     owner, key = log.owner, (log.id, PRODUCER_ID)
     named = entry is not None and entry.name is not None
     if epoch and (not named or (entry is not None and entry.exclusive)):
-        grant = waiting.peer.grants.get(key)
+        grant = peer.grants.get(key)
         if grant is None or grant.epoch != owner.epoch or epoch != owner.epoch:
             text = f"log {log.name!r} is at epoch {owner.epoch}: it is no longer yours alone"
             raise Fenced(text, epoch=owner.epoch)
@@ -145,16 +165,16 @@ def _check_sequence(
         )
 
 
-def _keys(desk: Desk, log: state.Log, waiting: Waiting, count: int, keys_bytes: int) -> bytes:
+def keys_of(desk: Desk, log: state.Log, body: Buffer, count: int, keys_bytes: int) -> bytes:
     """The keys column, if the log has an index of keys."""
     if not log.options.key_index:
         return b""
-    size = batches.HEADER_BYTES + len(waiting.body) + keys_bytes
+    size = batches.HEADER_BYTES + len(body) + keys_bytes
     if size > desk.books.batch_bytes_max:
         limit = desk.books.batch_bytes_max
         text = f"a batch of {size} bytes, its keys counted twice; the limit is {limit}"
         raise TooLarge(text, size=size, limit=limit)
-    column = bytes(waiting.body[1 : 1 + keys_bytes])
+    column = bytes(body[1 : 1 + keys_bytes])
     try:
         keys = batches.decode_keys(column)
     except batches.InvalidBatch as error:
@@ -167,31 +187,36 @@ def _keys(desk: Desk, log: state.Log, waiting: Waiting, count: int, keys_bytes: 
 
 
 def _check_expectations(log: state.Log, control: protocol.Append, keys: bytes) -> None:
-    if control.expect is not None and control.expect != log.end:
-        text = f"log {log.name!r} ends at {log.end}, not at {control.expect}"
+    check_end(log, control.expect)
+    if control.expect_key is not None:
+        decoded = batches.decode_keys(keys) if keys else None
+        one = decoded if decoded is not None and len(decoded) == 1 else None
+        check_key(log, one, 0, control.expect_key)
+
+
+def check_end(log: state.Log, expect: int | None) -> None:
+    if expect is not None and expect != log.end:
+        text = f"log {log.name!r} ends at {log.end}, not at {expect}"
         raise Conflict(text, end=log.end, key_offset=None)
-    if control.expect_key is None:
-        return
+
+
+def check_key(
+    log: state.Log, keys: Sequence[bytes | None] | None, index: int, expect_key: int
+) -> None:
+    """``index``: of the record, in the batch with these ``keys``."""
     if not log.options.key_index:
         raise InvalidRequest(f"expect_key: log {log.name!r} was made without key_index")
-    decoded = batches.decode_keys(keys) if keys else None
-    if decoded is None or len(decoded) != 1 or decoded[0] is None:
+    key = keys[index] if keys is not None and 0 <= index < len(keys) else None
+    if key is None:
         raise InvalidRequest("expect_key is for one record with a key")
-    last = log.keys.get(decoded[0], -1)
-    if last != control.expect_key:
-        text = f"log {log.name!r}: the key's last offset is {last}, not {control.expect_key}"
+    last = log.keys.get(key, -1)
+    if last != expect_key:
+        text = f"log {log.name!r}: the key's last offset is {last}, not {expect_key}"
         raise Conflict(text, end=log.end, key_offset=last)
 
 
 def _note_heard(desk: Desk, log_id: int, producer: int) -> None:
     """Forget producers without a name when no retry of theirs can come any more."""
-    silent = desk.books.silent
-    silent[log_id, producer] = desk.now
-    silent.move_to_end((log_id, producer))
-    for _ in range(_DROPS_MAX):
-        (log, oldest), heard = next(iter(silent.items()))
-        if heard > desk.now - SILENT_SECONDS and len(silent) <= SILENT_MAX:
-            break
-        del silent[log, oldest]
+    for log, oldest in note_heard(desk.books.silent, (log_id, producer), desk.now):
         if log in desk.state.logs:
             desk.fact(facts.Dropped(log, [oldest]), desk.state.logs[log])

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from ..log import LogFiles, Spot
     from ..segment import Extent
-    from .desk import Desk, Key, Make, Waiting
+    from .desk import Desk, Key, Make, Peer, Waiting
 
 TEXT_BYTES_MAX: Final = 4096  # of an error, and of a reason
 CAUSE_BYTES_MAX: Final = 255
@@ -28,13 +28,23 @@ LIST_MAX: Final = 1000  # offsets in one request, or parked records in one listi
 
 def commit(desk: Desk, waiting: Waiting, control: protocol.CommitCursor) -> Make:
     desk.writable()
+    check_commit(desk, waiting.peer, control)
+    commit_checked(desk, waiting.peer, control)
+    return lambda synced: Answer(protocol.Committed(synced))
+
+
+def check_commit(desk: Desk, peer: Peer, control: protocol.CommitCursor) -> None:
+    """Raises what stands in the way of this commit now."""
     log = desk.log(control.log)
-    cursor = desk.held_cursor(waiting.peer, log, control.consumer, control.epoch)
-    key = (log.id, control.consumer)
-    grant = waiting.peer.grants[key]
+    desk.held_cursor(peer, log, control.consumer, control.epoch)
     highest = max(control.offset, control.begun)
-    if highest > grant.delivered:
+    if highest > peer.grants[log.id, control.consumer].delivered:
         raise InvalidRequest(f"offset {highest} was not delivered to this consumer yet")
+
+
+def commit_checked(desk: Desk, peer: Peer, control: protocol.CommitCursor) -> None:
+    log, key = desk.log(control.log), (control.log, control.consumer)
+    cursor, grant = log.cursors[control.consumer], peer.grants[key]
     begun = control.begun if control.begun > control.offset else 0
     if control.offset > cursor.committed or (
         control.offset == cursor.committed
@@ -50,7 +60,6 @@ def commit(desk: Desk, waiting: Waiting, control: protocol.CommitCursor) -> Make
         desk.books.put_in_hand(key, grant, cursor.in_hand, desk)
         if recalls:
             _recall(desk, key)
-    return lambda synced: Answer(protocol.Committed(synced))
 
 
 def _recall(desk: Desk, key: Key) -> None:
@@ -81,9 +90,7 @@ def settle(desk: Desk, waiting: Waiting, control: protocol.Settle) -> Make:
         raise InvalidRequest(f"offset {control.offset} was not delivered to this consumer yet")
     # A verdict that was lost on its way back is given again: it stands.
     if control.redriven:
-        parked = cursor.parked.get(control.offset)
-        if parked is not None and parked.redriven:
-            _settle_redriven(desk, log, cursor, grant, control)
+        settle_redriven(desk, log, cursor, grant, control)
     elif control.offset > cursor.committed:
         raise InvalidRequest(f"the record to settle is {cursor.committed}, not {control.offset}")
     elif control.offset == cursor.committed:
@@ -116,10 +123,13 @@ def _settle_next(
         raise InvalidRequest("a record at the cursor is committed or skipped by CommitCursor")
 
 
-def _settle_redriven(
+def settle_redriven(
     desk: Desk, log: state.Log, cursor: state.Cursor, grant: Grant, control: protocol.Settle
 ) -> None:
     key = (log.id, control.consumer)
+    parked = cursor.parked.get(control.offset)
+    if parked is None or not parked.redriven:
+        return
     if control.verdict == "retry":
         _fail(desk, log, cursor, grant, control)
         return

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import msgspec
 
@@ -116,10 +116,17 @@ class Nobody:
         pass
 
 
+class Batch(NamedTuple):
+    """A batch as its producer made it, already checked."""
+
+    produced: bytes  # its header
+    body: Buffer
+
+
 class Waiting(NamedTuple):
     """A request that waits to be decided.
 
-    ``produced`` and ``body``: of an append, already checked.
+    ``produced`` and ``body``: of an append, already checked. ``batches``: of a transaction.
     """
 
     peer: Peer
@@ -127,6 +134,7 @@ class Waiting(NamedTuple):
     control: Control
     produced: bytes = b""  # the batch's header as its producer stamped it
     body: Buffer = b""
+    batches: Sequence[Batch] = ()
 
 
 class Answer(NamedTuple):
@@ -219,11 +227,12 @@ class Books:
         self.called: list[Waiting] = []
         # By the monotonic clock: until when the holder before a start has first right, when a
         # record has been in hand for too long, when one that failed is due, and when a producer
-        # without a name was heard last, the most silent one first.
+        # without a name, or a client with a transaction, was heard last, the most silent one first.
         self.returning: dict[Key, float] = {}
         self.hands: dict[Key, float] = {}
         self.due: dict[tuple[int, str, int], float] = {}
         self.silent: OrderedDict[tuple[int, int], float] = OrderedDict()
+        self.silent_clients: OrderedDict[int, float] = OrderedDict()
         self.ticket = 0  # the last one given
         self.alarm = float("inf")  # the earliest of ``returning`` and ``hands``, or before it
         for log in recovered.logs.values():
@@ -261,6 +270,7 @@ class Books:
                     self.group((log.id, name), cursor).begin_life(
                         cursor.shared.members, until, dues
                     )
+        self.silent_clients.update(dict.fromkeys(self.state.clients, now))
         self._set_alarm()
 
     def group(self, key: Key, cursor: state.Cursor) -> Dispatch:
@@ -399,13 +409,17 @@ class Desk:
     def takes(self, waiting: Waiting, bytes_goal: int) -> bool:
         """One more request fits; a first one always does."""
         facts_bytes = FACT_BYTES_MAX
+        bodies_bytes = len(waiting.body) + sum(len(each.body) for each in waiting.batches)
         if isinstance(waiting.control, protocol.Settle):
             facts_bytes += SETTLE_BYTES_MAX
         elif isinstance(waiting.control, protocol.Redrive | protocol.CommitRecords):
             facts_bytes += LIST_BYTES_MAX
+        elif isinstance(waiting.control, protocol.Transact):
+            facts_bytes += protocol.transact_bytes(waiting.control) - bodies_bytes
+            facts_bytes += sum(keys_bytes(each.produced) for each in waiting.batches)
         elif waiting.produced:
-            facts_bytes += int.from_bytes(waiting.produced[16:20], "little")  # its keys
-        size = len(waiting.body) + facts_bytes
+            facts_bytes += keys_bytes(waiting.produced)
+        size = bodies_bytes + facts_bytes
         if self._bytes and self._bytes + size > bytes_goal:
             return False
         self._bytes += size
@@ -495,6 +509,30 @@ class Desk:
 
 
 NOBODY: Final = Nobody()
+
+SILENT_SECONDS: Final = 3600.0  # then a producer without a name is forgotten, or a client,
+SILENT_MAX: Final = 1 << 16  # of which so many are remembered at all
+_DROPS_MAX: Final = 8  # at one request
+_Who = TypeVar("_Who")
+
+
+def keys_bytes(produced: bytes) -> int:
+    """Length of the keys column, as a batch's header has it."""
+    return int.from_bytes(produced[16:20], "little")
+
+
+def note_heard(silent: OrderedDict[_Who, float], who: _Who, now: float) -> list[_Who]:
+    """Those that are forgotten now, because no repetition of theirs can come any more."""
+    silent[who] = now
+    silent.move_to_end(who)
+    dropped = []
+    for _ in range(_DROPS_MAX):
+        oldest, heard = next(iter(silent.items()))
+        if heard > now - SILENT_SECONDS and len(silent) <= SILENT_MAX:
+            break
+        del silent[oldest]
+        dropped.append(oldest)
+    return dropped
 
 
 def reopened(log: state.Log, name: str | None, epoch: int) -> Fenced:

@@ -14,6 +14,7 @@ from rlog.decisions.desk import FIRST_RIGHT_SECONDS, Lapse
 from rlog_client import batch, protocol
 from rlog_client.model import PRODUCER_ID
 from tests.schedules.record import Decision, Start
+from tests.schedules.world import LOG
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -107,6 +108,9 @@ class Checker:
         self.always = always
         self.wrong: list[str] = []
         self.values: list[bytes] = []
+        self.copies: list[bytes] = []  # of the other log, which only transactions append to
+        self.transactions: dict[tuple[int, int], list[tuple[int, int]]] = {}  # that were done
+        self.clients: dict[int, float] = {}  # when their last ones were
         self.consumers: dict[str, Consumer] = {}
         self.owner = Claimable()
         self.producers: dict[int, Producer] = {}
@@ -138,12 +142,18 @@ class Checker:
                 claim.hand_since = None
         for producer in self.producers.values():
             producer.heard = start.now
+        self.clients = dict.fromkeys(self.clients, start.now)
 
     def _is_missed(self, lost: Decision) -> bool:
         """Its answer promised that what it did, or what it repeated, is on the disk."""
         answer = lost.answer
         if isinstance(answer, protocol.Appended):
             return answer.synced and answer.end > len(self.values)
+        if isinstance(lost.control, protocol.Transact) and isinstance(answer, protocol.Transacted):
+            logs = [each.log for each in lost.control.appends]
+            ends = [end for _first, end in answer.appends]
+            gone = any(end > len(self._of(log)) for log, end in zip(logs, ends, strict=True))
+            return answer.synced and (gone or bool(lost.facts))
         if isinstance(answer, protocol.Committed | protocol.Judged):
             return answer.synced and bool(lost.facts)
         # These say nothing of it: they are as durable as the log's policy makes them.
@@ -175,6 +185,8 @@ class Checker:
                 self._settle(made, made.control)
             case protocol.TakeRedriven():
                 self._take(made, made.control)
+            case protocol.Transact():
+                self._transact(made, made.control)
             case protocol.Extend(_, name, epoch):
                 consumer = self._held(made, name, epoch)
                 if consumer.hand_since is not None:
@@ -274,11 +286,17 @@ class Checker:
             self.say(f"{name}: accepted at epoch {consumer.epoch}: {made.control}")
         return consumer
 
-    def _commit(self, made: Decision, control: protocol.CommitCursor) -> None:
+    def _commit(
+        self,
+        made: Decision,
+        control: protocol.CommitCursor | protocol.CommitThrough,
+        made_facts: Sequence[facts.Fact] | None = None,
+    ) -> None:
         consumer = self._held(made, control.consumer, control.epoch)
         if control.offset > len(self.values):
             self.say(f"a commit beyond the end: {control}")
-        for fact in made.facts:
+        found = made.facts if made_facts is None else made_facts
+        for fact in found:
             assert isinstance(fact, facts.Committed)
             if fact.offset < consumer.committed:
                 self.say(f"the cursor moved back from {consumer.committed}: {fact}")
@@ -290,7 +308,7 @@ class Checker:
                 consumer.put_down()  # nothing is in hand, and nothing redriven either
             in_hand = bool(fact.begun) or consumer.hand is not None
             consumer.hand_since = made.now if in_hand else None
-        if not made.facts and control.offset > consumer.committed:
+        if not found and control.offset > consumer.committed:
             self.say(f"accepted, and not kept: {control} at {consumer.committed}")
 
     def _settle(self, made: Decision, control: protocol.Settle) -> None:
@@ -451,12 +469,86 @@ class Checker:
         elif made.heard and self.values[answer.first : answer.end] != list(values):
             self.say(f"told that {values[0]!r} is at {answer.first}, where other bytes are")
 
+    # --- transactions -------------------------------------------------------------------------
+
+    def _of(self, log: int) -> list[bytes]:
+        """What was accepted into a log."""
+        return self.values if log == LOG else self.copies
+
+    def _transact(self, made: Decision, control: protocol.Transact) -> None:
+        """All of it, or nothing; and once."""
+        name = control.client, control.number
+        last = made.facts[-1] if made.facts else None
+        if not isinstance(last, facts.Transacted):
+            known, answer = self.transactions.get(name), made.answer
+            if known is None or made.facts:
+                self.say(f"taken for one that was done: {name}, with {made.facts}")
+            elif isinstance(answer, protocol.Transacted) and answer.appends != known:
+                self.say(f"{name} is told {answer.appends}, and was at {known}")
+            return
+        for client in last.dropped:
+            if made.now - self.clients.pop(client) < SILENT_SECONDS - SLACK:
+                self.say(f"client {client} was forgotten too early")
+            self.transactions = {n: at for n, at in self.transactions.items() if n[0] != client}
+        if name in self.transactions:
+            self.say(f"{name} was done twice")
+        self.clients[control.client] = made.now
+        appended = [fact for fact in made.facts if isinstance(fact, facts.Appended)]
+        if len(appended) != len(control.appends):
+            self.say(f"of {len(control.appends)} batches {len(appended)} were appended")
+        places = []
+        for asked, batch_made, fact in zip(
+            control.appends, made.waiting.batches, appended, strict=True
+        ):
+            stamped, values = batch.parse_header(fact.header), self._of(asked.log)
+            if (stamped.log, stamped.base) != (asked.log, len(values)):
+                self.say(f"at {stamped.base} of log {stamped.log}, for {asked} at {len(values)}")
+            if asked.expect not in (None, len(values)):
+                self.say(f"it expected the end {asked.expect}, and it is {len(values)}")
+            if asked.log == LOG:
+                self._check_owner(made)
+            header = batch.parse_header(batch_made.produced)
+            values += batch.decode(header, bytes(batch_made.body)).values
+            places.append((stamped.base, stamped.end))
+        self.transactions[name] = places
+        for commit in control.commits:
+            if isinstance(commit, protocol.CommitThrough):
+                committed = [fact for fact in made.facts if isinstance(fact, facts.Committed)]
+                self._commit(made, commit, committed)
+            else:
+                self._commit_redriven(made, commit)
+        others = facts.Appended | facts.Committed | facts.Unparked
+        if any(not isinstance(fact, others) for fact in made.facts[:-1]):
+            self.say(f"a transaction became {made.facts}")
+
+    def _commit_redriven(self, made: Decision, commit: protocol.CommitRedriven) -> None:
+        consumer = self._held(made, commit.consumer, commit.epoch)
+        parked = consumer.parked.get(commit.offset)
+        unparked = [fact for fact in made.facts if isinstance(fact, facts.Unparked)]
+        if bool(unparked) != (parked is not None and parked.redriven):
+            self.say(f"{commit} became {unparked}")
+        if unparked:
+            consumer.hand = None
+            consumer.hand_since = made.now if consumer.begun > consumer.committed else None
+            consumer.parked.pop(commit.offset, None)
+            consumer.succeed()
+
+    def _check_owner(self, made: Decision) -> None:
+        """Appended to by its owner, or while it has none."""
+        if self.owner.peer not in (None, made.waiting.peer):
+            self.say("a transaction beside the owner")
+        if self.owner.peer is None and self.owner.first_right > made.now + SLACK:
+            self.say("a transaction while the owner has first right")
+
     # --- the end ------------------------------------------------------------------------------
 
-    def compare(self, log: state.Log, values: Sequence[bytes | None]) -> None:
+    def compare(
+        self, log: state.Log, values: Sequence[bytes | None], copies: Sequence[bytes | None]
+    ) -> None:
         """What a last recovery serves is what was granted, no more and no less."""
-        if list(values) != self.values:
-            self.say(f"{len(values)} records are served, {len(self.values)} were accepted")
+        if list(values) != self.values or list(copies) != self.copies:
+            accepted = len(self.values), len(self.copies)
+            self.say(f"{len(values)} and {len(copies)} records are served, of {accepted}")
         for name, consumer in self.consumers.items():
             cursor = log.cursors.get(name)
             if cursor is None:

@@ -10,6 +10,7 @@ CLAIMS = "rlog.decisions.claims"
 APPENDS = "rlog.decisions.appends"
 CONSUMERS = "rlog.decisions.consumers"
 DESK = "rlog.decisions.desk"
+TRANSACTIONS = "rlog.decisions.transactions"
 
 # The judge is "schedules", or "directed", by the test that ``first`` names.
 MUTANTS: Final = (
@@ -52,7 +53,7 @@ MUTANTS: Final = (
         "schedules",
         (
             Edit(
-                f"{APPENDS}:_check_fence",
+                f"{APPENDS}:check_fence",
                 "grant is None or grant.epoch != owner.epoch or epoch != owner.epoch",
                 "owner.holder is None",
             ),
@@ -120,9 +121,9 @@ MUTANTS: Final = (
         "directed",
         (
             Edit(
-                f"{CONSUMERS}:settle",
-                "parked is not None and parked.redriven",
-                "parked is not None",
+                f"{CONSUMERS}:settle_redriven",
+                "parked is None or not parked.redriven",
+                "parked is None",
             ),
         ),
         "test_what_was_not_redriven_is_not_delivered_again",
@@ -164,7 +165,7 @@ MUTANTS: Final = (
         "schedules",
         (
             Edit(
-                f"{APPENDS}:_check_fence",
+                f"{APPENDS}:check_fence",
                 "grant.epoch != owner.epoch or epoch != owner.epoch",
                 "epoch != grant.epoch",
             ),
@@ -175,7 +176,7 @@ MUTANTS: Final = (
         "schedules",
         (
             Edit(
-                f"{APPENDS}:_check_fence",
+                f"{APPENDS}:check_fence",
                 "entry is not None and named and epoch != entry.epoch",
                 "False and entry is not None",
             ),
@@ -201,7 +202,7 @@ MUTANTS: Final = (
     Mutant(
         "after a restart anybody passes the owner",
         "schedules",
-        (Edit(f"{APPENDS}:_check_fence", "key in desk.books.returning", "False"),),
+        (Edit(f"{APPENDS}:check_fence", "key in desk.books.returning", "False"),),
     ),
     Mutant(
         "the first right is for ever",
@@ -228,7 +229,7 @@ MUTANTS: Final = (
     ),
     Mutant(
         "a release behind a claim in one frame is that of the claim before",
-        "schedules",
+        "directed",
         (
             Edit(
                 f"{CLAIMS}:_give_up",
@@ -236,6 +237,7 @@ MUTANTS: Final = (
                 "epoch is None and claimed is not None and claimed[0] is peer",
             ),
         ),
+        "test_a_release_behind_a_claim_anew_in_the_same_frame_ends_that_one",
     ),
     Mutant(
         "nobody is called when a claim ends with its connection",
@@ -386,8 +388,8 @@ MUTANTS: Final = (
         (
             Edit(
                 f"{APPENDS}:_note_heard",
-                "desk.now - SILENT_SECONDS",
-                "desk.now - (SILENT_SECONDS if 1.6e18 < desk.now_ns < 1.8e18 else 0.2)",
+                "(log_id, producer), desk.now)",
+                "(log_id, producer), desk.now_ns / 1e9)",
             ),
         ),
     ),
@@ -403,6 +405,138 @@ MUTANTS: Final = (
             ),
         ),
         "test_a_retry_is_recognised_before_the_expectation_is_tested",
+    ),
+    # --- transactions -------------------------------------------------------------------------
+    Mutant(
+        "a transaction whose answer was lost is done again",
+        "schedules",
+        (
+            Edit(
+                f"{TRANSACTIONS}:transact",
+                "known is not None and (done := known.find(number)) is not None",
+                "False",
+            ),
+        ),
+    ),
+    Mutant(
+        "a transaction does not say that it was done",
+        "schedules",
+        (
+            Edit(
+                f"{TRANSACTIONS}:transact",
+                "desk.fact(facts.Transacted(client, number, put, dropped), log)",
+                "pass",
+            ),
+        ),
+    ),
+    Mutant(
+        "transactions are not recognised after a restart",
+        "schedules",
+        (
+            Edit(
+                "rlog.state:State.apply",
+                "each.owner.held = False",
+                "each.owner.held = False; self.clients.clear()",
+            ),
+        ),
+    ),
+    Mutant(
+        "a transaction's claims are tested behind its first fact",
+        "schedules",
+        (
+            Edit(
+                f"{TRANSACTIONS}:transact",
+                "    for commit in commits:\n        _check_commit(desk, peer, commit)\n    places",
+                "    places",
+            ),
+            Edit(
+                f"{TRANSACTIONS}:_do_commit",
+                "    if isinstance(",
+                "    _check_commit(desk, peer, commit)\n    if isinstance(",
+            ),
+        ),
+    ),
+    Mutant(
+        "a transaction commits what another holds",
+        "schedules",
+        (
+            Edit(
+                f"{DESK}:Desk.held_cursor",
+                "grant is None or grant.epoch != cursor.epoch or epoch != cursor.epoch",
+                "grant is None or grant.epoch != epoch",
+            ),
+        ),
+    ),
+    Mutant(
+        "a transaction passes the owner of a log",
+        "schedules",
+        (
+            Edit(
+                f"{TRANSACTIONS}:_check_append",
+                "epoch or grant is None or grant.epoch != log.owner.epoch",
+                "False",
+            ),
+        ),
+    ),
+    Mutant(
+        "an owner that was taken over is passed in transactions",
+        "directed",
+        (
+            Edit(
+                f"{TRANSACTIONS}:_check_append",
+                "grant is None or grant.epoch != log.owner.epoch",
+                "grant is None",
+            ),
+        ),
+        "test_who_owned_a_log_before_is_refused",
+    ),
+    Mutant(
+        "a transaction's expectations are not tested",
+        "schedules",
+        (Edit(f"{TRANSACTIONS}:_check_append", "appends.check_end(log, asked.expect)", "pass"),),
+    ),
+    Mutant(
+        "a transaction's expectations are tested before it is recognised",
+        "directed",
+        (
+            Edit(
+                f"{TRANSACTIONS}:transact",
+                "    if known is not None and",
+                "    for each in control.appends:\n"
+                "        appends.check_end(desk.log(each.log), each.expect)\n"
+                "    if known is not None and",
+            ),
+        ),
+        "test_a_repeated_one_is_recognised_before_anything_else_is_asked_of_it",
+    ),
+    Mutant(
+        "what is too old to be known is done again",
+        "directed",
+        (Edit("rlog.state:Client.forgot", "len(self.done) >= SENT_MAX", "False"),),
+        "test_of_one_that_is_too_old_nobody_says_that_it_was_not_done",
+    ),
+    Mutant(
+        "clients are forgotten by the wall clock",
+        "schedules",
+        (
+            Edit(
+                f"{TRANSACTIONS}:transact",
+                "client, desk.now)",
+                "client, desk.now_ns / 1e9)",
+            ),
+        ),
+    ),
+    Mutant(
+        "a transaction of many logs is larger than what was promised",
+        "directed",
+        (
+            Edit(
+                f"{DESK}:Desk.takes",
+                "protocol.transact_bytes(waiting.control) - bodies_bytes",
+                "0",
+            ),
+        ),
+        "test_its_size_is_promised_with_all_that_it_adds_to_the_frame",
     ),
     Mutant(
         "an owner comes back to a name that another has opened",

@@ -109,6 +109,7 @@ def recording(recorder: Recorder) -> Iterator[None]:
                 make: Make | None = decide(desk, waiting, control)
             except RlogError as error:
                 decision.error = error
+                assert len(desk.facts) == before, f"{control} was refused behind its first fact"
                 raise
             decision.facts = desk.facts[before:]
             if make is None:

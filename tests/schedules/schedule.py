@@ -17,12 +17,14 @@ from rlog_client import batch, errors, model, protocol
 from rlog_client.model import PRODUCER_ID
 from tests.schedules.checker import Checker
 from tests.schedules.record import Decision, Recorder, Start, recording
-from tests.schedules.world import LOG, NOTHING, TEN_YEARS_NS, Client, World
+from tests.schedules.world import LOG, NOTHING, OUT, TEN_YEARS_NS, Client, World, packed
+from tests.storage.server import ROLL
 from tests.storage.simdisk import Choice, Fill
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+    from rlog.decisions import Batch
     from rlog_client.protocol import Control
 
 STEPS = 300
@@ -31,6 +33,7 @@ CONSUMERS = ("c", "d")
 KINDS = ("unnamed", "named", "named", "exclusive", "both", "both")
 NAMES = ("n", "m")
 HAND_SECONDS = (None, None, 1.0, 4.0)
+AGAIN_SECONDS = 1800.0  # for which a client repeats what was not answered
 
 
 class Sent(NamedTuple):
@@ -38,6 +41,14 @@ class Sent(NamedTuple):
     control: Control
     produced: bytes
     body: bytes
+    batches: Sequence[Batch]
+
+
+class Asked(NamedTuple):
+    """What a member waits to be answered; ``batches``: of a transaction."""
+
+    control: Control
+    batches: Sequence[Batch] = ()
 
 
 class Line:
@@ -55,9 +66,10 @@ class Line:
         then: Callable[[Control], None],
         produced: bytes = b"",
         body: bytes = b"",
+        batches: Sequence[Batch] = (),
     ) -> None:
         request = self.client.begin(then)
-        self.out.append(Sent(request, control, produced, body))
+        self.out.append(Sent(request, control, produced, body, batches))
 
 
 class Actor:
@@ -90,6 +102,9 @@ class Member(Actor):
         self.consumer = consumer
         self.key = (LOG, consumer)
         self.hand_seconds = self.rng.choice(HAND_SECONDS)
+        self.id = self.rng.getrandbits(63) | 1
+        self.number = 0  # of its last transaction
+        self.done: deque[tuple[float, Asked]] = deque(maxlen=20)  # transactions, and since when
         self.forget()
 
     def forget(self) -> None:
@@ -98,7 +113,7 @@ class Member(Actor):
         self.token = b""
         self.epoch = self.next = self.delivered = self.attempts = self.ticket = 0
         self.redriven: tuple[int, int] | None = None
-        self.unanswered: list[Control] = []
+        self.unanswered: list[Asked] = []
 
     def step(self) -> None:
         line = self.line
@@ -107,8 +122,8 @@ class Member(Actor):
             line.client.on_lost = lambda _key: self.forget() if self.line is line else None
             if self.state != "idle":
                 self._claim(line)
-                for control in self.unanswered:
-                    self._send(line, control)
+                for asked in self.unanswered:
+                    self._send(line, *asked)
         elif self.state == "idle":
             self.token = self.rng.randbytes(8)
             self.state = "asked"
@@ -149,13 +164,13 @@ class Member(Actor):
 
         line.send(claim, then)
 
-    def _send(self, line: Line, control: Control) -> None:
+    def _send(self, line: Line, control: Control, batches: Sequence[Batch] = ()) -> None:
         epoch = self.epoch
 
         def then(answer: Control) -> None:
             if self.line is not line or self.epoch != epoch:
                 return
-            self.unanswered = [each for each in self.unanswered if each is not control]
+            self.unanswered = [each for each in self.unanswered if each.control is not control]
             if isinstance(answer, protocol.Error):
                 # Fenced, or out of step: it begins anew.
                 if answer.code != errors.Fenced.code:
@@ -167,11 +182,11 @@ class Member(Actor):
                 self.epoch, self.next, self.attempts = answer.epoch, answer.after, 0
                 self.delivered, self.redriven, self.unanswered = answer.after, None, []
 
-        line.send(control, then)
+        line.send(control, then, batches=batches)
 
-    def _ask(self, line: Line, control: Control) -> None:
-        self.unanswered.append(control)
-        self._send(line, control)
+    def _ask(self, line: Line, control: Control, batches: Sequence[Batch] = ()) -> None:
+        self.unanswered.append(Asked(control, batches))
+        self._send(line, control, batches)
 
     def _release(self, line: Line) -> None:
         line.send(protocol.Release(LOG, self.consumer), lambda _answer: None)
@@ -182,14 +197,29 @@ class Member(Actor):
 
     def _work(self, line: Line) -> None:
         rng = self.rng
+        if any(isinstance(each.control, protocol.Transact) for each in self.unanswered):
+            return  # a commit sent behind it would pass its records, should it be refused
         grant = line.client.grants.get(self.key)
         if grant is not None and grant.epoch == self.epoch:
             grant.delivered = max(grant.delivered, self.plan.world.books.visible[LOG].end)
             self.delivered = grant.delivered
         have = self.next < self.delivered
         match rng.choices(
-            ("commit", "begin", "retry", "park", "take", "settle", "seek", "release", "extend"),
-            (8, 8, 3, 4, 5, 8, 0.6, 0.6, 0.5),
+            (
+                *(
+                    "commit",
+                    "begin",
+                    "retry",
+                    "park",
+                    "take",
+                    "settle",
+                    "seek",
+                    "release",
+                    "extend",
+                ),
+                *("produce", "again"),
+            ),
+            (8, 8, 3, 4, 5, 8, 0.6, 0.6, 0.5, 9, 3),
         )[0]:
             case "commit" if have:
                 self.next += rng.randint(1, min(3, self.delivered - self.next))
@@ -210,6 +240,8 @@ class Member(Actor):
                 begin = rng.random() < 0.7
                 take = protocol.TakeRedriven(LOG, self.consumer, self.epoch, begin)
                 self._ask(line, take)
+            case "settle" if self.redriven is not None and rng.random() < 0.3:
+                self._produce(line, have=False)
             case "settle" if self.redriven is not None:
                 (offset, attempts), self.redriven = self.redriven, None
                 verdict = rng.choice(("commit", "skip", "retry", "park"))
@@ -226,8 +258,46 @@ class Member(Actor):
                 self._release(line)
             case "extend":
                 self._send(line, protocol.Extend(LOG, self.consumer, self.epoch))
+            case "produce":
+                self._produce(line, have=have)
+            case "again":
+                self._again(line)
             case _:
                 pass
+
+    def _produce(self, line: Line, *, have: bool) -> None:
+        """A transaction: what was made of some records, and their commit."""
+        rng, epoch = self.rng, self.epoch
+        commits: list[protocol.Commitment] = []
+        if have:
+            self.next += rng.randint(1, min(3, self.delivered - self.next))
+            self.attempts = 0
+            begun = rng.choice((0, min(self.next + 1, self.delivered)))
+            begun = begun if begun > self.next else 0
+            commits.append(protocol.CommitThrough(LOG, self.consumer, epoch, self.next, begun))
+        if self.redriven is not None:
+            (offset, _attempts), self.redriven = self.redriven, None
+            commits.append(protocol.CommitRedriven(LOG, self.consumer, epoch, offset))
+        logs = rng.choice(((OUT,), (OUT,), (OUT, LOG), (LOG, OUT), (LOG,), ()))
+        appends = []
+        for log in logs:
+            end = self.plan.world.books.state.logs[log].end
+            expect = end + rng.choice((0, 0, 0, -1)) if rng.random() < 0.2 else None
+            appends.append(protocol.LogBatch(log, 0, expect))
+        if commits or appends:
+            self.number += 1
+            control = protocol.Transact(self.id, self.number, appends, commits)
+            values = [[self.plan.payload() for _ in range(rng.randint(1, 2))] for _ in logs]
+            made, _, _, batches = packed(control, *values)
+            self.done.append((self.plan.world.clock.now, Asked(made, batches)))
+            self._ask(line, made, batches)
+
+    def _again(self, line: Line) -> None:
+        """A transaction that was answered, or given up, comes once more, from whatever claim."""
+        if self.done:
+            since, asked = self.rng.choice(self.done)
+            if self.plan.world.clock.now < since + AGAIN_SECONDS:
+                line.send(asked.control, lambda _answer: None, batches=asked.batches)
 
     def _commit(self, begun: int, *, clip: bool = False) -> protocol.CommitCursor:
         begun = min(begun, self.delivered) if clip else begun
@@ -374,6 +444,7 @@ class Plan:
         self._payloads = 0
         policy = "always" if seed % 4 else self.rng.choice(("periodic:1s", "never"))
         self.world = World(policy=policy, pages=PAGES, recorder=self.recorder)
+        self.world.server.create("b", file_roll_size=16 * ROLL)
         mix = self.rng.choice(
             (("unnamed", "unnamed", "named", "named"), ("named", "both", "both"), KINDS)
         )
@@ -424,7 +495,7 @@ class Plan:
     def check(self) -> list[str]:
         checker = Checker(always=self.world.policy == "always")
         checker.run(self.recorder.entries)
-        checker.compare(self.world.log, self.world.values())
+        checker.compare(self.world.log, self.world.values(), self.world.values("b"))
         self.counts["decisions"] = len(self.recorder.entries)
         if self.trace:
             for number, entry in enumerate(self.recorder.entries):

@@ -215,6 +215,16 @@ def test_a_release_lets_the_next_one_in_and_raises_nothing_by_itself() -> None:
 # --- coming back --------------------------------------------------------------------------------
 
 
+def test_a_release_behind_a_claim_anew_in_the_same_frame_ends_that_one() -> None:
+    world = World()
+    a, b = world.client("a"), world.client("b")
+    world.claim(a)
+    anew = Claim(LOG, "c", model.OLDEST, b"anew", takeover=True)
+    world.together((a, anew), (a, protocol.Release(LOG, "c")))
+    assert not world.cursor().held
+    assert world.claim(b) == Claimed(3, 0)
+
+
 def test_whoever_comes_back_keeps_epoch_and_record_and_its_commit_in_the_same_frame_counts() -> (
     None
 ):

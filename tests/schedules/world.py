@@ -4,17 +4,17 @@ are lost, time, frames under way, kills and power cuts.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import msgspec
 
-from rlog.decisions import Leave, Waiting
+from rlog.decisions import Batch, Leave, Waiting
 from rlog_client import batch, model, protocol
 from tests.storage.server import ROLL, Asker, Clock, Server
 from tests.storage.simdisk import PAGE, Choice, Fill, SimDisk
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from rlog import state
     from rlog.decisions import Books, Grant
@@ -23,9 +23,11 @@ if TYPE_CHECKING:
     from tests.schedules.record import Recorder
 
 LOG = 1
+OUT = 2  # the log that transactions append to, where there is one
 TEN_YEARS_NS = 10 * 366 * 86_400 * 10**9
 NOTHING = Choice(0, Fill.OLD, 1)  # of what was not synced comes through a power cut
 Answered = TypeVar("Answered", bound=protocol.Control)
+Values: TypeAlias = "Sequence[bytes] | Mapping[bytes, bytes]"  # of one batch; or key -> value
 
 
 class WallClock(Clock):
@@ -123,8 +125,8 @@ class World:
         self.pump()
         return msgspec.msgpack.decode(client.payloads[request], type=list[protocol.ParkedInfo])
 
-    def values(self) -> list[bytes | None]:
-        return self.server.view().logs["a"].records
+    def values(self, log: str = "a") -> list[bytes | None]:
+        return self.server.view().logs[log].records
 
     # --- asking -------------------------------------------------------------------------------
 
@@ -138,10 +140,12 @@ class World:
         control: Control,
         produced: bytes = b"",
         body: bytes = b"",
+        batches: Sequence[Batch] = (),
     ) -> None:
         # A copy: a request that is sent twice is decoded twice.
         control = msgspec.structs.replace(control)
-        self.server.driver.broker.submit(Waiting(client, request, control, produced, body))
+        waiting = Waiting(client, request, control, produced, body, batches)
+        self.server.driver.broker.submit(waiting)
 
     def ask(
         self, client: Client, control: Control, produced: bytes = b"", body: bytes = b""
@@ -209,6 +213,17 @@ class World:
         self.pump()
         return client.answers.get(request)
 
+    def ask_transact(self, client: Client, control: protocol.Transact, *values: Values) -> int:
+        """``values``: of each batch; see ``packed``."""
+        request = client.begin(lambda _control: None)
+        self.submit(client, request, *packed(control, *values))
+        return request
+
+    def transact(self, client: Client, control: protocol.Transact, *values: Values) -> Any:
+        request = self.ask_transact(client, control, *values)
+        self.pump()
+        return client.answers.get(request)
+
     def open(self, client: Client, producer: int, name: str | None = None, **more: Any) -> Any:
         more.setdefault("token", client.name.encode())
         return self.call(client, protocol.OpenProducer(LOG, producer, name, **more))
@@ -251,6 +266,21 @@ class World:
         self.flight = None
         self.disk = self.disk.killed() if choice is None or clean else self.disk.crash(choice)
         self.server = self._serve()
+
+
+def packed(
+    control: protocol.Transact, *values: Values
+) -> tuple[protocol.Transact, bytes, bytes, list[Batch]]:
+    """A transaction as it is submitted: its control with the lengths of its batches, and those."""
+    batches = []
+    appends = []
+    for asked, each in zip(control.appends, values, strict=True):
+        keys = each.keys() if isinstance(each, dict) else None
+        plain = list(each.values() if isinstance(each, dict) else each)
+        raw = bytes(batch.encode(plain, None if keys is None else list(keys)))
+        batches.append(Batch(raw[: batch.HEADER_BYTES], raw[batch.HEADER_BYTES :]))
+        appends.append(msgspec.structs.replace(asked, bytes=len(raw)))
+    return msgspec.structs.replace(control, appends=appends), b"", b"", batches
 
 
 def code(answer: Any) -> int:

@@ -40,10 +40,13 @@ class Place(NamedTuple):
 
 
 class Group(NamedTuple):
-    """What was decided together: all of it is there, or nothing. ``asked``: the changes in it."""
+    """What was decided together: all of it is there, or nothing. ``whole``: commits, too, were
+    refused only together with the rest.
+    """
 
     payloads: tuple[tuple[str, bytes], ...]
     commits: tuple[tuple[str, str, int], ...] = ()
+    whole: bool = False
 
 
 class History:
@@ -160,6 +163,11 @@ class History:
             ]
             if any(parts) and not all(parts):
                 wrong.append(f"a part of {group.payloads[0][1][:8]!r} and its frame is there")
+            if group.whole and parts and all(parts):
+                for name, consumer, committed in group.commits:
+                    cursor = view.logs[name].cursors.get(consumer) if name in view.logs else None
+                    if name in view.logs and (cursor is None or cursor[0] < committed):
+                        wrong.append(f"records are there, and their commit {committed} is not")
             if parts and not any(parts):
                 for name, consumer, committed in group.commits:
                     cursor = view.logs[name].cursors.get(consumer) if name in view.logs else None

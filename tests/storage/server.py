@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rlog import driver as drivers
+from rlog.decisions import Batch, Waiting
 from rlog.driver import Driver, Limits, open_driver
 from rlog.log import Chunk
 from rlog.policy import parse_policy
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 FILE_BYTES = 6 * 4096  # of a journal file
 ROLL = 4096
+CLIENT = 7  # of the transactions
 START_NS = 1_700_000_000_000_000_000
 
 
@@ -209,6 +211,76 @@ class Server:
         self.pump()
         return [self.peer.answers.get(request) for request in requests]
 
+    def transact(
+        self,
+        number: int,
+        appends: Sequence[tuple[str, bytes]],
+        commits: Sequence[tuple[str, str, int]] = (),
+    ) -> protocol.Control | None:
+        """A transaction: its commits are there if and only if its records are."""
+        self.history.groups.append(Group(tuple(appends), tuple(commits), whole=True))
+        request = self.ask_transaction(number, appends, commits)
+        self.pump()
+        return self.peer.answers.get(request)
+
+    def ask_transaction(
+        self,
+        number: int,
+        appends: Sequence[tuple[str, bytes]],
+        commits: Sequence[tuple[str, str, int]],
+    ) -> int:
+        """Submit a transaction, perhaps once more; ``pump`` does the rest."""
+        if any(
+            (self.ids.get(log, 0), consumer) not in self.peer.grants for log, consumer, _ in commits
+        ):
+            return 0  # it could not be claimed
+        payloads: dict[str, list[bytes]] = {}
+        for log, payload in appends:
+            self.history.sent[payload] = log
+            payloads.setdefault(log, []).append(payload)
+        batches = []
+        for each in payloads.values():
+            raw = bytes(batch.encode(each))
+            batches.append(Batch(raw[: batch.HEADER_BYTES], raw[batch.HEADER_BYTES :]))
+        sizes = [batch.HEADER_BYTES + len(each.body) for each in batches]
+        control = protocol.Transact(
+            CLIENT,
+            number,
+            [
+                protocol.LogBatch(self.ids[log], size)
+                for log, size in zip(payloads, sizes, strict=True)
+            ],
+            [self._through(*each) for each in commits],
+        )
+
+        def then(answer: protocol.Control) -> None:
+            if isinstance(answer, protocol.Error) and answer.code != OutcomeUnknown.code:
+                self.history.refused.update(payload for _, payload in appends)
+            if not isinstance(answer, protocol.Transacted):
+                return
+            books = [self.history.written, *([self.history.synced] if answer.synced else [])]
+            for (log, each), (first, _end) in zip(payloads.items(), answer.appends, strict=True):
+                for offset, payload in enumerate(each, first):
+                    for book in books:
+                        book[Place(log, offset)] = payload
+            cursors = [self.history.commits_written]
+            cursors += [self.history.commits_synced] if answer.synced else []
+            for log, consumer, offset in commits:
+                for kept in cursors:
+                    kept[log, consumer] = max(kept.get((log, consumer), 0), offset)
+
+        request = self.peer.begin(then)
+        waiting = Waiting(self.peer, request, control, batches=batches)
+        self.driver.broker.submit(waiting)
+        return request
+
+    def _through(self, log: str, consumer: str, offset: int) -> protocol.CommitThrough:
+        grant = self.peer.grants[self.ids[log], consumer]
+        grant.delivered = max(grant.delivered, offset)
+        asked = self.history.commits_asked
+        asked[log, consumer] = max(asked.get((log, consumer), 0), offset)
+        return protocol.CommitThrough(self.ids[log], consumer, grant.epoch, offset)
+
     def batch(self, log: str, *payloads: bytes) -> protocol.Control | None:
         self.history.groups.append(Group(tuple((log, payload) for payload in payloads)))
         request = self.append(log, *payloads)
@@ -302,8 +374,6 @@ class Server:
 def _waiting(
     peer: Asker, request: int, control: protocol.Control, produced: bytes, body: bytes
 ) -> Any:
-    from rlog.decisions import Waiting
-
     return Waiting(peer, request, control, produced, body)
 
 

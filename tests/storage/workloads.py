@@ -101,6 +101,29 @@ def beside(server: Server, payload: Payloads) -> None:
     server.batch("a", payload(10))
 
 
+def transacting(server: Server, payload: Payloads) -> None:
+    """Records of one log become records of two others, and are committed with them."""
+    server.create("in", sync="always", file_roll_size=ROLL)
+    server.create("out", sync="never", file_roll_size=ROLL)
+    server.create("two", sync="periodic:1s", file_roll_size=ROLL)
+    server.batch("in", *(payload(300) for _ in range(8)))
+    server.claim("in", "c")
+    server.claim("two", "d")
+    for step in range(1, 7):
+        appends = [("out", payload(900)), ("two", payload(20)), ("out", payload())]
+        if step % 2:
+            appends.append(("in", payload(10)))
+        server.transact(step, appends, [("in", "c", step)])
+        if step == 3:
+            server.checkpoint()
+        if step == 4:
+            server.sleep(1.2)
+    server.transact(7, [("two", payload(3000))], [("in", "c", 7), ("two", "d", 6)])
+    server.transact(8, [], [("two", "d", 7)])
+    server.checkpoint()
+    server.transact(9, [("out", payload(3000)), ("two", payload(3000))], [("in", "c", 9)])
+
+
 def later(server: Server, payload: Payloads) -> None:
     """What a recovered server goes on with, whatever it found."""
     logs = sorted(server.ids)

@@ -1,0 +1,171 @@
+"""Decisions about transactions: appends to any logs and commits of any consumers, or nothing.
+
+Everything is checked, and space for every batch is reserved, before the first fact. All facts stand
+in one frame, so that no crash can leave a part of them. The last one names the client and its
+number: by it a request that is repeated is recognised, before anything else is asked of it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+from rlog_client import batch as batches
+from rlog_client import protocol
+from rlog_client.errors import InvalidRequest, OutcomeUnknown, TooLarge
+from rlog_client.model import PRODUCER_ID
+
+from .. import facts, state
+from . import appends, consumers
+from .desk import SETTLE_BYTES_MAX, Answer, note_heard
+
+if TYPE_CHECKING:
+    from ..segment import Place
+    from .desk import Batch, Desk, Make, Peer, Waiting
+
+
+class _Append(NamedTuple):
+    """One that nothing stands in the way of. ``keys``: see ``appends.put``."""
+
+    log: state.Log
+    batch: Batch
+    keys: bytes
+
+
+_Commit: TypeAlias = protocol.CommitCursor | protocol.Settle
+
+
+def transact(desk: Desk, waiting: Waiting, control: protocol.Transact) -> Make:
+    client, number, peer = control.client, control.number, waiting.peer
+    known = desk.state.clients.get(client)
+    if known is not None and (done := known.find(number)) is not None:
+        return _duplicate(desk, client, done)
+    desk.writable()
+    _check_request(desk, control, known)
+    checked = [
+        _check_append(desk, peer, asked, batch)
+        for asked, batch in zip(control.appends, waiting.batches, strict=True)
+    ]
+    commits = [_commit(each) for each in control.commits]
+    for commit in commits:
+        _check_commit(desk, peer, commit)
+    places = _reserve(desk, control, checked)
+    # From here on nothing is refused.
+    put = []
+    for (log, batch, keys), place in zip(checked, places, strict=True):
+        put.append((log.id, *appends.put(desk, log, place, batch, keys)))
+    for commit in commits:
+        _do_commit(desk, peer, commit)
+    dropped = note_heard(desk.books.silent_clients, client, desk.now)
+    # As durable as all of it: the policies of the others have been heard by now.
+    log = checked[0].log if checked else desk.log(commits[0].log)
+    desk.fact(facts.Transacted(client, number, put, dropped), log)
+    answer = [(first, end) for _log, first, end in put]
+    time_ns = desk.now_ns
+    return lambda synced: Answer(protocol.Transacted(answer, time_ns, synced))
+
+
+def _duplicate(desk: Desk, client: int, done: state.Transaction) -> Make:
+    books = desk.books
+
+    def make(synced: bool) -> Answer:
+        # One frame holds all of it, so what is synced of a log tells of the rest. (A log that is
+        # gone was deleted by a later frame, which was synced.)
+        ends = [(books.synced_end.get(log, end), end) for log, _first, end in done.appends]
+        durable = synced or (bool(ends) and all(have >= end for have, end in ends))
+        if not durable and books.failed is not None:
+            text = f"the transaction may have been done or not: {books.failed}"
+            error = OutcomeUnknown(text, producer=client, sequence=done.number)
+            return Answer(protocol.error_control(error))
+        answer = [(first, end) for _log, first, end in done.appends]
+        return Answer(protocol.Transacted(answer, done.time_ns, durable, duplicate=True))
+
+    return make
+
+
+def _check_request(desk: Desk, control: protocol.Transact, known: state.Client | None) -> None:
+    """What can be said of it without a look at logs and cursors."""
+    if not 0 < control.client < 2**64 or not 0 <= control.number < 2**63:
+        raise InvalidRequest("a client's id is positive and has 64 bits, its numbers have 63")
+    if known is not None and known.forgot(control.number):
+        raise OutcomeUnknown(
+            f"transaction {control.number} is so old that it is not known whether it was done",
+            producer=control.client,
+            sequence=control.number,
+        )
+    if not control.appends and not control.commits:
+        raise InvalidRequest("a transaction of nothing")
+    if len({each.log for each in control.appends}) < len(control.appends):
+        raise InvalidRequest("a transaction has at most one batch for each log")
+    commits = {_what(each) for each in control.commits}
+    if len(commits) < len(control.commits):
+        raise InvalidRequest("a transaction commits a consumer, or a redriven record, once")
+    size, limit = protocol.transact_bytes(control), desk.books.batch_bytes_max
+    if size > limit:
+        raise TooLarge(
+            f"a transaction of {size} bytes; the limit is {limit}", size=size, limit=limit
+        )
+
+
+def _what(commit: protocol.Commitment) -> tuple[int, str, int | None]:
+    redriven = commit.offset if isinstance(commit, protocol.CommitRedriven) else None
+    return commit.log, commit.consumer, redriven
+
+
+# --- appends --------------------------------------------------------------------------------
+
+
+def _check_append(desk: Desk, peer: Peer, asked: protocol.LogBatch, batch: Batch) -> _Append:
+    count, keys_bytes, producer, sequence, epoch = appends.NUMBERS.unpack_from(batch.produced)
+    log = desk.log(asked.log)
+    if producer or sequence:
+        raise InvalidRequest("a transaction's batches have producer 0 and sequence 0")
+    grant = peer.grants.get((log.id, PRODUCER_ID))
+    if epoch or grant is None or grant.epoch != log.owner.epoch:
+        appends.check_fence(desk, peer, log, None, epoch)
+    keys = appends.keys_of(desk, log, batch.body, count, keys_bytes)
+    appends.check_end(log, asked.expect)
+    if asked.expect_keys:
+        decoded = batches.decode_keys(keys) if keys else None
+        for index, expect_key in asked.expect_keys:
+            appends.check_key(log, decoded, index, expect_key)
+    return _Append(log, batch, keys)
+
+
+def _reserve(desk: Desk, control: protocol.Transact, checked: list[_Append]) -> list[Place]:
+    """Space for all of it. Each batch is another log's, so no place depends on another."""
+    size = protocol.transact_bytes(control) + sum(len(each.keys) for each in checked)
+    if size > (limit := desk.books.batch_bytes_max):
+        text = f"a transaction of {size} bytes, its keys counted twice; the limit is {limit}"
+        raise TooLarge(text, size=size, limit=limit)
+    if checked or size > SETTLE_BYTES_MAX:
+        appends.check_space(desk)
+    return [appends.reserve(desk, each.log, each.batch.body) for each in checked]
+
+
+# --- commits --------------------------------------------------------------------------------
+
+
+def _commit(commit: protocol.Commitment) -> _Commit:
+    """The request that would do the same by itself."""
+    if isinstance(commit, protocol.CommitRedriven):
+        log, consumer, epoch, offset = commit.log, commit.consumer, commit.epoch, commit.offset
+        return protocol.Settle(log, consumer, epoch, offset, "commit", redriven=True)
+    return protocol.CommitCursor(
+        commit.log, commit.consumer, commit.epoch, commit.offset, commit.begun
+    )
+
+
+def _check_commit(desk: Desk, peer: Peer, commit: _Commit) -> None:
+    if isinstance(commit, protocol.CommitCursor):
+        consumers.check_commit(desk, peer, commit)
+    else:
+        desk.held_cursor(peer, desk.log(commit.log), commit.consumer, commit.epoch)
+
+
+def _do_commit(desk: Desk, peer: Peer, commit: _Commit) -> None:
+    if isinstance(commit, protocol.CommitCursor):
+        consumers.commit_checked(desk, peer, commit)
+    else:
+        log = desk.log(commit.log)
+        cursor, grant = log.cursors[commit.consumer], peer.grants[log.id, commit.consumer]
+        consumers.settle_redriven(desk, log, cursor, grant, commit)
