@@ -257,14 +257,14 @@ class Completed(Struct, frozen=True, array_like=True, tag=31):
     """Of a shared consumer: records are done with, wherever they lie.
 
     ``done``: begin, end, begin, end ... of ranges of offsets. ``begun``: all that is in this
-    member's hands from now on.
+    member's hands from now on; None: what was, but for what is done with.
     """
 
     log: int
     consumer: str
     epoch: int
     done: list[int]
-    begun: list[int]
+    begun: list[int] | None
 
 
 Fact = (

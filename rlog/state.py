@@ -610,7 +610,11 @@ def _settle_shared(cursor: Cursor, shared: Shared, fact: VerdictFact, time_ns: i
         case facts.Completed(_, _, epoch, done, begun):
             for begin, end in pairs(done):
                 cursor.settle(begin, end)
-            shared.members[epoch].begun = begun
+            member = shared.members[epoch]
+            if begun is None:
+                ranges = list(pairs(done))
+                begun = [o for o in member.begun if not any(b <= o < e for b, e in ranges)]
+            member.begun = begun
             if done:
                 cursor.succeeded()
         case facts.Failed(_, _, epoch, offset, attempts, error, delay_ns):

@@ -41,6 +41,7 @@ from .model import (
     OLDEST,
     Backoff,
     Bytes,
+    Commit,
     CursorInfo,
     Global,
     Item,
@@ -76,7 +77,7 @@ from .protocol import (
     SeekCursor,
     TrimLog,
 )
-from .sharing import Hands, MemberProcess, Outcome
+from .sharing import Hands, MemberProcess, Outcome, committing_with
 from .source import ReaderSteps, SourceSteps, check_whence
 from .steps import Wait, leaving, until
 from .transaction import TransactionSteps
@@ -377,7 +378,12 @@ class AsyncMember(AsyncConsumer, MemberSteps):
                     awaitable = handler(record)
                     if not isawaitable(awaitable):
                         raise TypeError(f"handlers are async functions here, not {handler!r}")
-                    outcome = Outcome(record, await awaitable)
+                    verdict = await awaitable
+                    outcome = Outcome(record, verdict)
+                    if isinstance(verdict, Commit) and verdict.appends:
+                        # Here, so that many handlers' transactions are under way at once.
+                        await self._transport.run(committing_with(self, record, verdict))
+                        outcome = Outcome(record, committed=True)
             except Exception as error:
                 outcome = Outcome(record, error=error)
             finally:

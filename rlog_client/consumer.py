@@ -89,6 +89,8 @@ class _Due(NamedTuple):
 class ConsumerSteps(SourceSteps):
     """A source whose cursor is the server's: claimed at its first use, and released at its end."""
 
+    _settles_each = False
+
     def __init__(
         self,
         transport: Link,
@@ -520,7 +522,7 @@ class ConsumerSteps(SourceSteps):
             self._hand, self._recalled, self._paused = False, True, None  # it, or the next one
             if self._unsettled == commitment.offset:
                 self._unsettled = None
-        else:
+        elif isinstance(commitment, CommitThrough):
             through, begun = commitment.offset, commitment.begun
             self._note_committed(through, begun)
             self._done = max(self._done, through)

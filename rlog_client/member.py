@@ -19,12 +19,15 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from .batch import HEADER_BYTES, Columns, Header, InvalidBatch, decode, parse_header
 from .consumer import ConsumerSteps, named
 from .errors import CorruptData, Fenced, InvalidRequest, RlogError
-from .model import NO_HEADERS, Record
+from .model import NO_HEADERS, Commit, Record
 from .protocol import (
     Assigned,
     Claim,
     Claimed,
+    Commitment,
     CommitRecords,
+    CommitRedriven,
+    CommitSingle,
     Committed,
     Credit,
     Damaged,
@@ -36,6 +39,7 @@ from .protocol import (
 )
 from .source import SourceSteps, over
 from .steps import asking, finishing, until
+from .transaction import transacting
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -76,6 +80,8 @@ class Want(NamedTuple):
 
 class MemberSteps(ConsumerSteps):
     """A source that shares its records with others."""
+
+    _settles_each = True
 
     def __init__(
         self,
@@ -129,6 +135,9 @@ class MemberSteps(ConsumerSteps):
     def _settle(self, record: Record, verdict: Verdict, wait: bool) -> Steps[None]:
         yield from self._begin()
         self._check_ours(record)
+        if isinstance(verdict, Commit) and verdict.appends:
+            yield from transacting(self._transport, self, record, verdict.appends)
+            return
         name, reason, delay = named(verdict, record.attempt)
         if name == "skip":
             _logger.info("log %s: skipped %d: %s", self._log, record.offset, reason)
@@ -319,6 +328,24 @@ class MemberSteps(ConsumerSteps):
     def _handed_out(self, records: list[Record]) -> None:
         if self._autocommit:
             self._polled = records
+
+    # --- transactions -------------------------------------------------------------------------
+
+    def _joining(self) -> Steps[None]:
+        if not self._claimed:
+            yield from self._begin()
+
+    def _commitment(self, record: Record, begun: int | None) -> Commitment:
+        kind = CommitRedriven if record.redriven else CommitSingle
+        return kind(self._log_id, self._consumer, self._epoch, record.offset)
+
+    def _join(self, commitment: Commitment) -> None:
+        """(Until it is known to be done, the record counts as in hand.)"""
+
+    def _joined(self, commitment: Commitment, *, done: bool) -> None:
+        if done:
+            self._out.pop(commitment.offset, None)
+            self._begins.discard(commitment.offset)
 
     # --- records ------------------------------------------------------------------------------
 

@@ -42,7 +42,7 @@ RETRY_VERDICT: Final = "Retry"  # the cause, when it was not an exception
 
 # What a verdict's appends may be refused with that the record is to blame for, as if its handler
 # had raised it. Anything else (a full disk, a lost claim) says nothing of the record.
-_ITS_FAULT: Final = (TypeError, ValueError, NotFound, TooLarge, InvalidRequest)
+ITS_FAULT: Final = (TypeError, ValueError, NotFound, TooLarge, InvalidRequest)
 
 _logger = logging.getLogger("rlog_client")
 
@@ -511,7 +511,7 @@ class ConsumerProcess(Process):
             begun = self._upto(record.offset + 1, self._completed + 1)
         try:
             yield from transacting(source._transport, source, record, verdict.appends, begun)
-        except _ITS_FAULT as error:
+        except ITS_FAULT as error:
             if not (yield from self._raised(record, error)):
                 raise
             return False

@@ -435,7 +435,16 @@ class CommitRedriven(Struct, array_like=True, tag=2):
     offset: int
 
 
-Commitment: TypeAlias = CommitThrough | CommitRedriven
+class CommitSingle(Struct, array_like=True, tag=3):
+    """Of a Transact: one record of a shared consumer is done with."""
+
+    log: int
+    consumer: str
+    epoch: int
+    offset: int
+
+
+Commitment: TypeAlias = CommitThrough | CommitRedriven | CommitSingle
 
 
 class Transact(Control):

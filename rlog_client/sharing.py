@@ -18,11 +18,21 @@ from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from .errors import InvalidRequest, Paused, RlogError
+from .errors import Fenced, InvalidRequest, Paused, RlogError
 from .member import OFFSETS_MAX, MemberSteps, Want
 from .model import Commit, Record, Skip
-from .process import LOOK_SECONDS, LOST_MEMBER, Escaped, How, Process, cause_of, error_text
+from .process import (
+    ITS_FAULT,
+    LOOK_SECONDS,
+    LOST_MEMBER,
+    Escaped,
+    How,
+    Process,
+    cause_of,
+    error_text,
+)
 from .steps import Wait
+from .transaction import transacting
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,12 +44,15 @@ _logger = logging.getLogger("rlog_client")
 
 
 class Outcome(NamedTuple):
-    """What came of a handler. ``ended``: it was cancelled, and says nothing."""
+    """What came of a handler. ``ended``: it was cancelled, and says nothing. ``committed``: what
+    its verdict says is done already.
+    """
 
     record: Record
     verdict: Any = None
     error: BaseException | None = None
     ended: bool = False
+    committed: bool = False
 
 
 class Hands:
@@ -201,8 +214,10 @@ class MemberProcess(Process):
 
     def _apply(self, outcome: Outcome) -> Steps[None]:
         """Do what a handler's verdict says."""
-        record, verdict, error, ended = outcome
-        if ended or not self._is_ours(record):
+        record, verdict, error, ended, committed = outcome
+        if committed:
+            self._completed += 1
+        if committed or ended or not self._is_ours(record):
             return
         if error is not None:
             if not isinstance(error, Exception):
@@ -210,7 +225,9 @@ class MemberProcess(Process):
             if not (yield from self._raised(record, error)):
                 raise Escaped(error) if isinstance(error, StopIteration) else error
             return
-        if verdict is None or isinstance(verdict, Commit | Skip):
+        if isinstance(verdict, Commit) and verdict.appends:
+            self._completed += yield from self._commit_with(record, verdict)
+        elif verdict is None or isinstance(verdict, Commit | Skip):
             if isinstance(verdict, Skip):
                 self._log_skip(record, verdict)
             self._source._complete(record)
@@ -236,6 +253,15 @@ class MemberProcess(Process):
         source = self._source
         source._send_settle(source._verdict_on(record, "park", reason=verdict.reason))
         self._completed += 1
+
+    def _commit_with(self, record: Record, verdict: Commit) -> Steps[bool]:
+        try:
+            yield from committing_with(self._source, record, verdict)
+        except ITS_FAULT as error:
+            if not (yield from self._raised(record, error)):
+                raise
+            return False
+        return True
 
     def _set_aside(
         self,
@@ -341,6 +367,16 @@ class MemberProcess(Process):
             self._source._put_down()
         except (RlogError, RuntimeError) as error:
             _logger.debug("log %s: on the way out: %s", self._source._log, error)
+
+
+def committing_with(source: MemberSteps, record: Record, verdict: Commit) -> Steps[None]:
+    """Commit a record together with a verdict's appends, unless somebody else has it by now."""
+    try:
+        yield from transacting(source._transport, source, record, verdict.appends)
+    except Fenced as error:
+        if source._claiming.lost is not None or record.offset in source._out:
+            raise
+        _logger.warning("log %s: a verdict came too late: %s", record.log, error)
 
 
 def _waiting(wait: Wait) -> Steps[bool]:

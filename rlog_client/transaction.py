@@ -37,9 +37,10 @@ IN_FLIGHT_MAX: Final = 64  # of one client; as many as a server remembers
 
 
 class Participant(Protocol):
-    """A consumer that commits with others."""
+    """A consumer that commits with others. ``_settles_each``: records are committed one by one."""
 
     _transport: Any
+    _settles_each: bool
 
     def _check_record(self, record: Record) -> None:
         """Raise what stands in the way of committing ``record``, as far as it is known here."""
@@ -213,7 +214,8 @@ class TransactionSteps:
         found: dict[tuple[int, int | None], _Commit] = {}
         for each in self._commits:
             record = each.record
-            what = (id(each.consumer), record.offset if record.redriven else None)
+            alone = record.redriven or each.consumer._settles_each
+            what = (id(each.consumer), record.offset if alone else None)
             if what not in found or found[what].record.offset < record.offset:
                 found[what] = each
         return list(found.values())

@@ -228,10 +228,10 @@ def _stir(desk: Desk, key: Key) -> None:
 
 
 def member_of(
-    desk: Desk, waiting: Waiting, key: Key, cursor: state.Cursor, epoch: int
+    desk: Desk, peer: Peer, key: Key, cursor: state.Cursor, epoch: int
 ) -> tuple[Dispatch, Mate]:
     """The member that asks, if it is one under this epoch at this very moment."""
-    grant = waiting.peer.grants.get(key)
+    grant = peer.grants.get(key)
     group = desk.books.groups.get(key)
     mate = group.mates.get(epoch) if group is not None else None
     held = cursor.shared is not None and epoch in cursor.shared.members
@@ -244,25 +244,57 @@ def commit_records(desk: Desk, waiting: Waiting, control: protocol.CommitRecords
     desk.writable()
     log = desk.log(control.log)
     cursor, key = desk.cursor(log, control.consumer), (log.id, control.consumer)
-    group, mate = member_of(desk, waiting, key, cursor, control.epoch)
+    group, mate = member_of(desk, waiting.peer, key, cursor, control.epoch)
     assert cursor.shared is not None
     done = _checked(cursor, cursor.shared, group, mate, control)
-    member = cursor.shared.members[control.epoch]
-    if done or control.begun != member.begun:
-        paused, flat = cursor.paused is not None, []
-        if done:
-            flat = [*control.done, *group.take_absent()]
-        desk.fact(facts.Completed(*key, control.epoch, flat, control.begun), log)
-        if done:
-            _then(desk, key, lambda group: group.settled(done, mate))
-        if paused and done:
-            _resumed(desk, key)
+    if done or control.begun != cursor.shared.members[control.epoch].begun:
+        flat = control.done if done else []
+        _complete(desk, key, group, mate, done, (flat, control.begun))
     group.begin(mate, control.begun, desk.now_ns, desk.now, anew=control.anew)
     desk.books.alarm = min(desk.books.alarm, group.alarm)
     if control.back:
         back = [offset for offset in control.back if offset not in control.begun]
         _then(desk, key, lambda group: group.give_back(mate, back))
     return lambda synced: Answer(protocol.Committed(synced))
+
+
+def check_single(desk: Desk, peer: Peer, control: protocol.CommitSingle) -> None:
+    """Raises what stands in the way of committing this one record now."""
+    log, offset = desk.log(control.log), control.offset
+    cursor, key = desk.cursor(log, control.consumer), (log.id, control.consumer)
+    group, mate = member_of(desk, peer, key, cursor, control.epoch)
+    if not cursor.is_settled(offset) and not group.has(mate, offset, offset + 1):
+        raise _not_in_hands(cursor, offset)
+
+
+def commit_single(desk: Desk, peer: Peer, control: protocol.CommitSingle) -> None:
+    """What ``check_single`` allowed."""
+    log, offset = desk.log(control.log), control.offset
+    cursor, key = log.cursors[control.consumer], (log.id, control.consumer)
+    group, mate = member_of(desk, peer, key, cursor, control.epoch)
+    if not cursor.is_settled(offset):
+        flat = [offset, offset + 1]
+        _complete(desk, key, group, mate, [(offset, offset + 1)], (flat, None))
+
+
+def _complete(
+    desk: Desk,
+    key: Key,
+    group: Dispatch,
+    mate: Mate,
+    done: list[tuple[int, int]],
+    told: tuple[list[int], list[int] | None],
+) -> None:
+    """``done``: what is not settled yet. ``told``: done and begun, as for the fact."""
+    flat, begun = told
+    log = desk.log(key[0])
+    paused = group.cursor.paused is not None
+    absent = group.take_absent() if done else []
+    desk.fact(facts.Completed(*key, mate.epoch, [*flat, *absent], begun), log)
+    if done:
+        _then(desk, key, lambda group: group.settled(done, mate))
+        if paused:
+            resumed(desk, key)
 
 
 def _checked(
@@ -289,9 +321,13 @@ def _checked(
             raise Fenced(text, epoch=cursor.epoch)
     for offset in control.begun:
         if offset not in mate.hands:
-            text = f"offset {offset} is not, or no longer, in your hands"
-            raise Fenced(text, epoch=cursor.epoch)
+            raise _not_in_hands(cursor, offset)
     return done
+
+
+def _not_in_hands(cursor: state.Cursor, offset: int) -> Fenced:
+    text = f"offset {offset} is not, or no longer, in your hands"
+    return Fenced(text, epoch=cursor.epoch)
 
 
 def settle(
@@ -299,15 +335,14 @@ def settle(
 ) -> Make:
     """A verdict on one record; see ``consumers.settle``."""
     key, offset = (log.id, control.consumer), control.offset
-    _group, mate = member_of(desk, waiting, key, cursor, control.epoch)
+    _group, mate = member_of(desk, waiting.peer, key, cursor, control.epoch)
     if offset not in mate.hands:
         # Given once more, because its answer was lost, or of what somebody else has by now?
         parked = cursor.parked.get(offset)
         open_ = parked is not None and parked.redriven if control.redriven else True
         again = control.verdict == "retry" and cursor.attempts_of(offset) >= control.attempts
         if (open_ and not again) and (control.redriven or not cursor.is_settled(offset)):
-            text = f"offset {offset} is not, or no longer, in your hands"
-            raise Fenced(text, epoch=cursor.epoch)
+            raise _not_in_hands(cursor, offset)
         return lambda synced: Answer(protocol.Judged(synced, cursor.paused))
     if control.redriven != cursor.is_settled(offset):
         raise InvalidRequest(f"offset {offset} is {'not ' if control.redriven else ''}redriven")
@@ -318,15 +353,41 @@ def settle(
         put_aside(desk, log, cursor, control)
         _then(desk, key, lambda group: group.settled([(offset, offset + 1)], mate))
     elif control.redriven:
-        desk.fact(facts.Unparked(*key, control.epoch, offset), log)
-        _then(desk, key, lambda group: group.settled([(offset, offset + 1)], mate))
-        if paused is not None:
-            _resumed(desk, key)
+        _unpark(desk, log, cursor, mate, key, offset)
     else:
         raise InvalidRequest("a shared consumer's records are committed by CommitRecords")
     if cursor.paused is not None and paused is None:
         _tell_standing(desk, key, cursor.paused)
     return lambda synced: Answer(protocol.Judged(synced, cursor.paused))
+
+
+def check_redriven(desk: Desk, peer: Peer, control: protocol.CommitRedriven) -> None:
+    """Raises what stands in the way of committing this redriven record now."""
+    log = desk.log(control.log)
+    cursor, key = desk.cursor(log, control.consumer), (log.id, control.consumer)
+    _group, mate = member_of(desk, peer, key, cursor, control.epoch)
+    parked = cursor.parked.get(control.offset)
+    if control.offset not in mate.hands and parked is not None and parked.redriven:
+        raise _not_in_hands(cursor, control.offset)
+
+
+def commit_redriven(desk: Desk, peer: Peer, control: protocol.CommitRedriven) -> None:
+    """What ``check_redriven`` allowed."""
+    log, offset = desk.log(control.log), control.offset
+    cursor, key = log.cursors[control.consumer], (log.id, control.consumer)
+    _group, mate = member_of(desk, peer, key, cursor, control.epoch)
+    if offset in mate.hands and offset in cursor.parked:
+        _unpark(desk, log, cursor, mate, key, offset)
+
+
+def _unpark(
+    desk: Desk, log: state.Log, cursor: state.Cursor, mate: Mate, key: Key, offset: int
+) -> None:
+    paused = cursor.paused is not None
+    desk.fact(facts.Unparked(*key, mate.epoch, offset), log)
+    _then(desk, key, lambda group: group.settled([(offset, offset + 1)], mate))
+    if paused:
+        resumed(desk, key)
 
 
 def _retry(desk: Desk, log: state.Log, key: Key, mate: Mate, control: protocol.Settle) -> None:
@@ -342,10 +403,6 @@ def _retry(desk: Desk, log: state.Log, key: Key, mate: Mate, control: protocol.S
 
 def resumed(desk: Desk, key: Key) -> None:
     """Redriven records wait, and the consumer may be paused no more."""
-    _resumed(desk, key)
-
-
-def _resumed(desk: Desk, key: Key) -> None:
     _then(desk, key, lambda group: group.recall())
     cursor = desk.state.logs[key[0]].cursors[key[1]]
     if cursor.paused is None:
@@ -386,7 +443,7 @@ def unreadable(desk: Desk, waiting: Waiting, control: Unreadable) -> Make:
 
 def extend(desk: Desk, waiting: Waiting, key: Key, control: protocol.Extend) -> None:
     cursor = desk.state.logs[key[0]].cursors[key[1]]
-    group, mate = member_of(desk, waiting, key, cursor, control.epoch)
+    group, mate = member_of(desk, waiting.peer, key, cursor, control.epoch)
     group.extend(mate, control.offset, desk.now)
 
 

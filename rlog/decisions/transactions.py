@@ -7,7 +7,7 @@ number: by it a request that is repeated is recognised, before anything else is 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple
 
 from rlog_client import batch as batches
 from rlog_client import protocol
@@ -15,7 +15,7 @@ from rlog_client.errors import InvalidRequest, OutcomeUnknown, TooLarge
 from rlog_client.model import PRODUCER_ID
 
 from .. import facts, state
-from . import appends, consumers
+from . import appends, consumers, members
 from .desk import SETTLE_BYTES_MAX, Answer, note_heard
 
 if TYPE_CHECKING:
@@ -31,9 +31,6 @@ class _Append(NamedTuple):
     keys: bytes
 
 
-_Commit: TypeAlias = protocol.CommitCursor | protocol.Settle
-
-
 def transact(desk: Desk, waiting: Waiting, control: protocol.Transact) -> Make:
     client, number, peer = control.client, control.number, waiting.peer
     known = desk.state.clients.get(client)
@@ -45,19 +42,18 @@ def transact(desk: Desk, waiting: Waiting, control: protocol.Transact) -> Make:
         _check_append(desk, peer, asked, batch)
         for asked, batch in zip(control.appends, waiting.batches, strict=True)
     ]
-    commits = [_commit(each) for each in control.commits]
-    for commit in commits:
+    for commit in control.commits:
         _check_commit(desk, peer, commit)
     places = _reserve(desk, control, checked)
     # From here on nothing is refused.
     put = []
     for (log, batch, keys), place in zip(checked, places, strict=True):
         put.append((log.id, *appends.put(desk, log, place, batch, keys)))
-    for commit in commits:
+    for commit in control.commits:
         _do_commit(desk, peer, commit)
     dropped = note_heard(desk.books.silent_clients, client, desk.now)
     # As durable as all of it: the policies of the others have been heard by now.
-    log = checked[0].log if checked else desk.log(commits[0].log)
+    log = checked[0].log if checked else desk.log(control.commits[0].log)
     desk.fact(facts.Transacted(client, number, put, dropped), log)
     answer = [(first, end) for _log, first, end in put]
     time_ns = desk.now_ns
@@ -107,8 +103,8 @@ def _check_request(desk: Desk, control: protocol.Transact, known: state.Client |
 
 
 def _what(commit: protocol.Commitment) -> tuple[int, str, int | None]:
-    redriven = commit.offset if isinstance(commit, protocol.CommitRedriven) else None
-    return commit.log, commit.consumer, redriven
+    through = isinstance(commit, protocol.CommitThrough)
+    return commit.log, commit.consumer, None if through else commit.offset
 
 
 # --- appends --------------------------------------------------------------------------------
@@ -145,27 +141,37 @@ def _reserve(desk: Desk, control: protocol.Transact, checked: list[_Append]) -> 
 # --- commits --------------------------------------------------------------------------------
 
 
-def _commit(commit: protocol.Commitment) -> _Commit:
+def _check_commit(desk: Desk, peer: Peer, commit: protocol.Commitment) -> None:
+    match commit:
+        case protocol.CommitThrough():
+            consumers.check_commit(desk, peer, _commit(commit))
+        case protocol.CommitSingle():
+            members.check_single(desk, peer, commit)
+        case protocol.CommitRedriven(log, consumer, epoch):
+            if desk.log(log).shared(consumer) is not None:
+                members.check_redriven(desk, peer, commit)
+            else:
+                desk.held_cursor(peer, desk.log(log), consumer, epoch)
+
+
+def _do_commit(desk: Desk, peer: Peer, commit: protocol.Commitment) -> None:
+    match commit:
+        case protocol.CommitThrough():
+            consumers.commit_checked(desk, peer, _commit(commit))
+        case protocol.CommitSingle():
+            members.commit_single(desk, peer, commit)
+        case protocol.CommitRedriven(log_id, consumer, epoch, offset):
+            log = desk.log(log_id)
+            if log.shared(consumer) is not None:
+                members.commit_redriven(desk, peer, commit)
+                return
+            cursor, grant = log.cursors[consumer], peer.grants[log.id, consumer]
+            settle = protocol.Settle(log_id, consumer, epoch, offset, "commit", redriven=True)
+            consumers.settle_redriven(desk, log, cursor, grant, settle)
+
+
+def _commit(commit: protocol.CommitThrough) -> protocol.CommitCursor:
     """The request that would do the same by itself."""
-    if isinstance(commit, protocol.CommitRedriven):
-        log, consumer, epoch, offset = commit.log, commit.consumer, commit.epoch, commit.offset
-        return protocol.Settle(log, consumer, epoch, offset, "commit", redriven=True)
     return protocol.CommitCursor(
         commit.log, commit.consumer, commit.epoch, commit.offset, commit.begun
     )
-
-
-def _check_commit(desk: Desk, peer: Peer, commit: _Commit) -> None:
-    if isinstance(commit, protocol.CommitCursor):
-        consumers.check_commit(desk, peer, commit)
-    else:
-        desk.held_cursor(peer, desk.log(commit.log), commit.consumer, commit.epoch)
-
-
-def _do_commit(desk: Desk, peer: Peer, commit: _Commit) -> None:
-    if isinstance(commit, protocol.CommitCursor):
-        consumers.commit_checked(desk, peer, commit)
-    else:
-        log = desk.log(commit.log)
-        cursor, grant = log.cursors[commit.consumer], peer.grants[log.id, commit.consumer]
-        consumers.settle_redriven(desk, log, cursor, grant, commit)
