@@ -252,8 +252,10 @@ class _Sqlite:
         return alone and not connection.in_transaction
 
     def overtaken(self, error: Exception) -> bool:
-        """The row was changed by a transaction that ours cannot see."""
-        return False  # SQLITE_BUSY says only that somebody wrote something
+        """Whether this says that the row is not what the cursor left there."""
+        # SQLITE_BUSY does not: it tells that somebody wrote something. But the table may have been
+        # made in a transaction that was rolled back.
+        return str(error) == "no such table: rlog_cursor"
 
     def _cursor(self) -> Any:
         # Not connection.cursor(), whose rows can be anything: these are tuples.
@@ -285,14 +287,15 @@ class _Psycopg(_Sqlite):
         return int(self.connection.info.transaction_status)
 
     def overtaken(self, error: Exception) -> bool:
-        # From REPEATABLE READ on, this is how an UPDATE says it. Other serialization failures are
-        # not about our row, but the caller's own statements: those have come by another file.
         diag = getattr(error, "diag", None)
-        return (
-            diag is not None
-            and diag.sqlstate == "40001"
-            and diag.source_file == "nodeModifyTable.c"
-        )
+        if diag is None:
+            return False
+        if diag.sqlstate == "42P01":  # undefined table: as above
+            return True
+        # From REPEATABLE READ on, this is how an UPDATE or INSERT meets a row that was changed by
+        # a transaction it cannot see. A serialization failure from another file of the server is
+        # not about our row, but about the caller's statements, and the same may succeed later.
+        return bool(diag.sqlstate == "40001" and diag.source_file == "nodeModifyTable.c")
 
     def _cursor(self) -> Any:
         if self.connection.pgconn.pipeline_status:

@@ -41,11 +41,13 @@ def psycopg_database(postgres: Postgres) -> Psycopg:
     return postgres.make(Psycopg)
 
 
-@pytest.fixture(params=["sqlite", "psycopg", "psycopg2"])
+@pytest.fixture(params=["sqlite", "sqlite-wal", "psycopg", "psycopg2"])
 def database(request: pytest.FixtureRequest) -> Database:
     """One of each."""
-    if request.param == "sqlite":
+    if request.param.startswith("sqlite"):
         sqlite: Database = request.getfixturevalue("sqlite")
+        if request.param == "sqlite-wal":
+            sqlite.look("PRAGMA journal_mode = WAL")  # it stays so
         return sqlite
     if request.param == "psycopg2":
         pytest.importorskip("psycopg2")
