@@ -99,9 +99,8 @@ class SqlCursor:
 
         Conflict: the log is not the one that was read before. It was deleted and made again, or
         put back from a backup, or lost its end in a power cut under the sync policy ``never``.
-        When the last record itself is gone by retention, all that is known is that the log is the
-        same one; if more is gone, the reader raises OffsetOutOfRange. NotFound: the log was
-        deleted.
+        A last record that retention has taken cannot be compared, only the log's id can; if more
+        is gone, the reader raises OffsetOutOfRange. NotFound: the log was deleted.
         """
         self._read = False
         mark = self._stored()
@@ -169,9 +168,7 @@ class SqlCursor:
     def _compare(self, mark: _Mark) -> None:
         """Raise Conflict unless ``mark`` is of this log's past."""
         found_ns = self._timestamp_now(mark)
-        info = (
-            self._log.info()
-        )  # asked for after that: what retention took meanwhile is below first
+        info = self._log.info()  # after that: what retention took meanwhile is below its first
         if info.id != mark.log_id:
             text = "the log was deleted, and made again, since it was read"
         elif found_ns is None and mark.offset >= info.first:
@@ -220,7 +217,7 @@ class SqlCursor:
 class _Sqlite:
     """What PEP 249 does not say, for sqlite3."""
 
-    _MARK: ClassVar[str] = "?"
+    _PARAMETER: ClassVar[str] = "?"
     _HAS_TABLE: ClassVar[str] = "SELECT count(*) FROM sqlite_master WHERE name = 'rlog_cursor'"
 
     def __init__(self, connection: Any, module: Any) -> None:
@@ -230,7 +227,7 @@ class _Sqlite:
     def execute(self, statement: str, *parameters: object) -> tuple[int, list[tuple[Any, ...]]]:
         """-> how many rows were changed, and the rows that were read."""
         with closing(self._cursor()) as cursor:
-            cursor.execute(statement.replace("?", self._MARK), parameters)
+            cursor.execute(statement.replace("?", self._PARAMETER), parameters)
             # All of them: half-read, a statement of sqlite3 holds its lock.
             return cursor.rowcount, [] if cursor.description is None else cursor.fetchall()
 
@@ -265,7 +262,7 @@ class _Sqlite:
 class _Psycopg(_Sqlite):
     """The same for psycopg."""
 
-    _MARK = "%s"
+    _PARAMETER = "%s"
     _HAS_TABLE = "SELECT to_regclass('rlog_cursor') IS NOT NULL"
 
     def make_table(self) -> None:

@@ -86,8 +86,8 @@ class Run:
 
     def __init__(self, server: Server, database: Database, postgres: Postgres | None, seed: int):
         self._chance = random.Random(seed)
-        self._server = server
-        self._database = database
+        self.server = server
+        self.database = database
         self._postgres = postgres
         self._client = server.connect()
         self.log = self._client.log("rows", create=True, file_roll_size=1 << 16)
@@ -105,9 +105,9 @@ class Run:
 
     def start(self, **options: Any) -> Copying:
         self._copying = Copying(
-            self._server,
+            self.server,
             self.log.name,
-            self._database,
+            self.database,
             seed=self._chance.getrandbits(32),
             **options,
         )
@@ -131,9 +131,9 @@ class Run:
             copying = copying or self.start()
             time.sleep(self._chance.uniform(0, 0.15))
         if victim == "server":
-            self._server.kill()
+            self.server.kill()
             time.sleep(self._chance.uniform(0, 0.1))
-            self._server.start()
+            self.server.start()
             assert copying.process.poll() is None, copying.wait()  # it comes back by itself
             self.killed[victim] += 1
             return
@@ -222,7 +222,7 @@ def kill_all(run: Run, kills: int, seed: int, backends: bool) -> None:
     )
     assert sum(run.killed.values()) == kills
     assert moved > 0
-    assert wrong(run.log, run._database) == []
+    assert wrong(run.log, run.database) == []
 
 
 @pytest.mark.parametrize("database", DATABASES, indirect=True)
@@ -255,7 +255,7 @@ def test_two_transactions_are_noticed(
     run.feed()
     assert run.start(careless=careless, die=moment).wait() == -signal.SIGKILL
     run.finish()
-    assert any(sentence.startswith(what) for sentence in wrong(run.log, run._database))
+    assert any(sentence.startswith(what) for sentence in wrong(run.log, run.database))
 
 
 @pytest.mark.parametrize("database", DATABASES, indirect=True)
@@ -268,7 +268,7 @@ def test_of_two_that_copy_at_once_one_is_fenced_and_nothing_is_doubled(
     with contextlib.ExitStack() as stack:
         both = []
         for seed in (1, 2):
-            copying = Copying(run._server, "rows", run._database, seed=seed, until=end + 1)
+            copying = Copying(run.server, "rows", run.database, seed=seed, until=end + 1)
             stack.callback(copying.end)
             both.append(copying)
         run.log.append(b"the last")
@@ -277,4 +277,4 @@ def test_of_two_that_copy_at_once_one_is_fenced_and_nothing_is_doubled(
         assert sorted(c.process.returncode for c in both) in ([0, 0], [0, 1]), said
         fenced = [text for text in said if "Fenced" in text]
         assert len(fenced) == sum(c.process.returncode for c in both), said
-    assert wrong(run.log, run._database) == []
+    assert wrong(run.log, run.database) == []
