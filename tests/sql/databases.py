@@ -124,13 +124,21 @@ class Postgres:
                 [ROOT / "scripts" / "postgres", "serve", self.host], stdout=said, stderr=said
             )
         try:
-            self.wait()
+            self._wait()
         except BaseException:
             self.close()
             raise
 
-    def wait(self) -> None:
-        """Until it serves: at the start, or since a backend was killed, which it takes for ill."""
+    def kill(self, backend: int) -> None:
+        """Which it takes for ill: it ends all others, recovers, and serves again."""
+        before = self._said.read_bytes().count(b"reinitializing")
+        os.kill(backend, signal.SIGKILL)
+        eventually(
+            lambda: self._said.read_bytes().count(b"reinitializing") > before, "it has noticed"
+        )
+        self._wait()
+
+    def _wait(self) -> None:
         eventually(lambda: self._process.poll() is not None or self._serves, "it serves", 60.0)
         if (code := self._process.poll()) is not None:
             text = self._said.read_text(errors="replace")

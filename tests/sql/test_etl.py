@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import os
 import random
 import select
 import signal
@@ -138,11 +137,10 @@ class Run:
             self.killed[victim] += 1
             return
         if victim == "backend":
-            os.kill(copying.backend, signal.SIGKILL)
+            assert self._postgres is not None
+            self._postgres.kill(copying.backend)
             self.feed()  # for one that has all: it notices with the next row
             assert copying.wait() == LOST
-            assert self._postgres is not None
-            self._postgres.wait()
             moment = ""
         else:
             assert copying.kill() == -signal.SIGKILL
