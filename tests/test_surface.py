@@ -15,6 +15,7 @@ import pytest
 
 import rlog_client as rlog
 from rlog_client import errors
+from rlog_client.sql import SqlCursor
 
 SIGNATURES = {
     rlog.connect: "(url: str | None = None, *, timeout: float | None = 10.0, name: str = '')"
@@ -78,6 +79,9 @@ SIGNATURES = {
     rlog.Pending.done: "(self) -> bool",
     rlog.Pending.result: "(self, timeout: float | None = None) -> int",
     rlog.Pending.receipt: "(self, timeout: float | None = None) -> Receipt",
+    SqlCursor.__init__: "(self, connection: Any, name: str, log: Log) -> None",
+    SqlCursor.whence: "(self) -> Whence",
+    SqlCursor.advance: "(self, record: Record) -> None",
 }
 
 FIELDS: dict[type[Any], list[str]] = {
@@ -151,7 +155,8 @@ def test_a_signature_is_as_specified(function: Any) -> None:
 def test_nothing_public_is_missing_and_nothing_is_there_that_should_not_be() -> None:
     assert set(rlog.__all__) == NAMES
     for cls in (
-        rlog.Client, rlog.Log, rlog.Reader, rlog.Consumer, rlog.Cursor, rlog.Producer, rlog.Pending
+        rlog.Client, rlog.Log, rlog.Reader, rlog.Consumer, rlog.Cursor, rlog.Producer, rlog.Pending,
+        SqlCursor,
     ):  # fmt: skip
         public = {
             name

@@ -9,10 +9,12 @@ import re
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -100,7 +102,7 @@ def values(client: rlog.Client, log: str) -> list[bytes]:
 def test_each_is_a_page_or_less() -> None:
     tried = set(re.findall(r"[\w]+\.(?:py|sh)", Path(__file__).read_text()))
     examples = NAMES - {"__init__.py", "test_examples.py"}
-    assert len(examples) == 12
+    assert len(examples) == 13
     assert examples <= tried
     for name in examples:
         assert len((HERE / name).read_text().splitlines()) <= 66, name
@@ -183,6 +185,34 @@ def test_replay(example: Example, client: rlog.Client) -> None:
     output = example.run("replay.py", "access", when)
     assert output.endswith(" 1 after\n")
     assert "before" not in output
+
+
+def test_sql_etl(example: Example, client: rlog.Client) -> None:
+    log = client.log("orders", create=True)
+
+    def append(first: int, end: int) -> None:
+        log.append_many(
+            [json.dumps({"customer": n, "amount": n % 7}).encode() for n in range(first, end)]
+        )
+
+    append(0, 1)
+    assert example.run("sql_etl.py", "orders", "orders.db") == "1 orders copied, up to offset 1\n"
+    for first in range(1, 60_000, 1_000):
+        append(first, first + 1_000)
+    killed = example.start("sql_etl.py", "orders", "orders.db")
+    with closing(sqlite3.connect(example.directory / "orders.db", timeout=30.0)) as database:
+
+        def copied() -> int:
+            (count,) = database.execute("SELECT count(*) FROM orders").fetchone()
+            return int(count)
+
+        eventually(lambda: killed.poll() is not None or copied() > 1, "it goes on")
+        killed.kill()
+        killed.wait()
+        output = example.run("sql_etl.py", "orders", "orders.db")
+        assert output.endswith(" orders copied, up to offset 60001\n")
+        rows = database.execute("SELECT customer, amount FROM orders ORDER BY rowid").fetchall()
+    assert rows == [(n, n % 7) for n in range(60_001)]
 
 
 def test_redrive(example: Example, client: rlog.Client) -> None:
