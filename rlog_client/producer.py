@@ -329,7 +329,7 @@ class ProducerSteps:
         if hasattr(self, "_who") and self._who.opened:
             self._who.let_go(self._transport)
 
-    def owns(self, log_id: int) -> int:
+    def _owns(self, log_id: int) -> int:
         """The epoch of its claim on this log, 0 for none."""
         who = self._who
         return who.epoch if who.exclusive and who.opened and who.log_id == log_id else 0

@@ -141,9 +141,10 @@ class TransactionSteps:
         item, bound = checked(item, index, limits.record_bytes_max)
         if expect_key is not None and item.key is None:
             raise InvalidRequest("expect_key is for a record with a key")
-        size = self._bytes + bound
-        _check_size(HEADER_BYTES + size, limits.batch_bytes_max, index)
-        self._bytes = size
+        bytes_ = self._bytes + bound
+        least = transact_bytes(Transact(0, 0, [LogBatch(0, HEADER_BYTES + bytes_)]))
+        _check_size(least, limits.batch_bytes_max, index)
+        self._bytes = bytes_
         self._appends.append(_Append(log, item, expect, expect_key))
 
     def _add_commit(self, consumer: Participant, record: Record, begun: int | None = None) -> None:
@@ -299,7 +300,7 @@ def _check_size(size: int, limit: int, index: int | None) -> None:
 def _owned(link: Link, log: int) -> int:
     """The epoch under which this client is the log's only producer, or was before it lost it."""
     for each in link.tended:
-        if isinstance(each, ProducerSteps) and (epoch := each.owns(log)):
+        if isinstance(each, ProducerSteps) and (epoch := each._owns(log)):
             return epoch
     return 0
 

@@ -26,6 +26,10 @@ SIGNATURES = {
     rlog.Client.log: "(self, name: str, *, create: bool = False, **options: Unpack[LogOptions])"
     " -> Log",
     rlog.Client.logs: "(self) -> list[LogInfo]",
+    rlog.Client.transaction: "(self) -> Transaction",
+    rlog.Transaction.append: "(self, log: str | Log, item: Bytes | Item, *,"
+    " expect: int | None = None, expect_key: int | None = None) -> None",
+    rlog.Transaction.commit: "(self, consumer: Consumer, record: Record) -> None",
     rlog.Client.clone: "(self) -> Client",
     rlog.Client.close: "(self) -> None",
     rlog.Log.append: "(self, value: Bytes, *, key: Bytes | None = None,"
@@ -91,7 +95,7 @@ FIELDS: dict[type[Any], list[str]] = {
         "epoch", "redriven",
     ],
     rlog.Receipt: ["first", "end", "timestamp_ns", "level", "duplicate"],
-    rlog.Commit: [],
+    rlog.Commit: ["appends"],
     rlog.Retry: ["delay"],
     rlog.Skip: ["reason"],
     rlog.Stop: [],
@@ -141,8 +145,8 @@ NAMES = {
     "OffsetOutOfRange", "OutcomeUnknown", "Overloaded", "Park", "Parked", "Paused", "Pending",
     "Producer", "ProducerInfo", "Reader",
     "Receipt", "Record", "Retry", "RlogError", "Skip", "Source", "Stop", "StorageFailed",
-    "TimedOut", "TooLarge", "Unsupported", "Verdict", "Whence", "connect", "last", "offset",
-    "time",
+    "TimedOut", "TooLarge", "Transaction", "Unsupported", "Verdict", "Whence", "connect", "last",
+    "offset", "time",
 }  # fmt: skip
 
 
@@ -157,6 +161,7 @@ def test_nothing_public_is_missing_and_nothing_is_there_that_should_not_be() -> 
     for cls in (
         rlog.Client, rlog.Log, rlog.Reader, rlog.Consumer, rlog.Cursor, rlog.Producer, rlog.Pending,
         SqlCursor,
+        rlog.Transaction,
     ):  # fmt: skip
         public = {
             name
@@ -169,7 +174,7 @@ def test_nothing_public_is_missing_and_nothing_is_there_that_should_not_be() -> 
 
 
 def test_what_is_held_is_a_context_manager() -> None:
-    for cls in (rlog.Client, rlog.Producer, rlog.Reader, rlog.Consumer):
+    for cls in (rlog.Client, rlog.Producer, rlog.Reader, rlog.Consumer, rlog.Transaction):
         assert hasattr(cls, "__enter__")
         assert hasattr(cls, "__exit__")
     assert issubclass(rlog.Reader, rlog.Source)
@@ -201,7 +206,7 @@ def test_defaults_of_values() -> None:
     assert rlog.Item(b"v") == rlog.Item(value=b"v", key=None, headers=None, event_time_ns=None)
     assert rlog.Retry() == rlog.RETRY == rlog.Retry(delay=None)
     assert rlog.Skip() == rlog.SKIP == rlog.Skip(reason="")
-    assert rlog.Commit() == rlog.COMMIT
+    assert rlog.Commit() == rlog.COMMIT == rlog.Commit(appends=())
     assert rlog.Stop() == rlog.STOP
     assert typing.get_args(rlog.Verdict) == (
         rlog.Commit, rlog.Retry, rlog.Skip, rlog.Park, rlog.Stop
@@ -266,6 +271,14 @@ def test_the_types_are_what_a_type_checker_sees() -> None:
             assert_type(consumer.poll(), list[rlog.Record])
             assert_type(consumer.process(lambda record: rlog.Skip("why")), int)
             assert_type(consumer.process(lambda record: None), int)
+            assert_type(consumer.process(lambda r: rlog.Commit([("b", b"v")])), int)
+            assert_type(consumer.process(lambda r: rlog.Commit([("b", rlog.Item(b"v"))])), int)
+            with client.transaction() as transaction:
+                assert_type(transaction, rlog.Transaction)
+                transaction.append("b", b"v", expect=1)
+                transaction.append(log, rlog.Item(b"v", key=b"k"), expect_key=-1)
+                transaction.commit(consumer, next(consumer))
+            assert_type(transaction.receipts, list[rlog.Receipt])
             assert_type(consumer.seek(rlog.time(0.0)), int)
         cursor = log.cursor("c")
         assert_type(cursor.seek(rlog.offset(1), force=True), tuple[int, int])
@@ -287,6 +300,7 @@ ASYNC_PAIRS: dict[type[Any], type[Any]] = {
     rlog.Cursor: rlog.AsyncCursor,
     rlog.Producer: rlog.AsyncProducer,
     rlog.Pending: rlog.AsyncPending,
+    rlog.Transaction: rlog.AsyncTransaction,
 }
 DUNDERS = {
     "__iter__": "__aiter__", "__next__": "__anext__", "__enter__": "__aenter__",
@@ -294,7 +308,8 @@ DUNDERS = {
 }  # fmt: skip
 # What does not talk, or must not wait, is no coroutine there either.
 NO_COROUTINES = {
-    "clone", "producer", "reader", "consumer", "cursor", "done", "tend", "__aiter__",
+    "clone", "producer", "reader", "consumer", "cursor", "done", "tend", "__aiter__", "transaction",
+    "AsyncTransaction.append", "AsyncTransaction.commit",
 }  # fmt: skip
 
 
@@ -307,7 +322,7 @@ def public(cls: type[Any]) -> dict[str, Any]:
 
 
 def as_async(signature: str) -> str:
-    names = "Client|Log|Reader|Consumer|Cursor|Producer|Pending|Handler|Iterator"
+    names = "Client|Log|Reader|Consumer|Cursor|Producer|Pending|Transaction|Handler|Iterator"
     return re.sub(rf"\b({names})\b", r"Async\1", signature)
 
 
@@ -322,7 +337,7 @@ def test_the_async_client_has_the_same_names_and_arguments(blocking: type[Any]) 
             assert isinstance(counterpart, property), name
             member, counterpart = member.fget, counterpart.fget
         else:
-            waits = counterpart.__name__ not in NO_COROUTINES
+            waits = NO_COROUTINES.isdisjoint({counterpart.__name__, counterpart.__qualname__})
             assert inspect.iscoroutinefunction(counterpart) is waits, name
         if name != "__exit__":
             expected = as_async(str(inspect.signature(member)))
@@ -373,6 +388,10 @@ def test_the_async_types_are_what_a_type_checker_sees() -> None:
                 assert_type(consumer, rlog.AsyncConsumer)
                 assert_type(await consumer.process(handler), int)
                 assert_type(await anext(consumer), rlog.Record)
+                async with client.transaction() as transaction:
+                    assert_type(transaction, rlog.AsyncTransaction)
+                    transaction.append(log, b"v")
+                    transaction.commit(consumer, await anext(consumer))
             assert_type(await log.cursor("c").seek(rlog.OLDEST), tuple[int, int])
 
     assert callable(program)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgpack
 import pytest
 
+import rlog
 import rlog_client
 from rlog import facts, frame, offline
 from rlog.cli import main
@@ -436,3 +437,27 @@ def test_inspect_online(rlog: Rlog, log: str) -> None:
 def test_reserved_space_is_told_from_what_was_written() -> None:
     assert offline.only_zeros(lambda p, n: b"\0" * min(n, 10 - p), 0, 10)
     assert not offline.only_zeros(lambda p, n: b"\1" * min(n, 10 - p), 0, 10)
+
+
+def test_a_transaction_is_shown_with_all_that_it_did(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    directory = str(tmp_path / "data")
+    with rlog.open(directory, journal_file_size=65536) as client:
+        client.log("a", create=True).append(b"x")
+        client.log("b", create=True)
+        with client.log("a").consumer("me") as consumer, client.transaction() as transaction:
+            transaction.append("b", b"y")
+            transaction.append("b", b"z")
+            transaction.commit(consumer, next(consumer))
+    [frame] = [
+        row["facts"]
+        for row in of_kind(rows(capfd, directory, "--frames"), "frames")
+        if any(fact["fact"] == "transacted" for fact in row["facts"])
+    ]
+    assert [fact["fact"] for fact in frame] == ["appended", "committed", "transacted"]
+    transacted = frame[-1]
+    assert (transacted["number"], transacted["appends"]) == (1, [[2, 0, 2]])
+    assert transacted["client"] > 0
+    code, out, _ = run(capfd, "inspect", directory, "--frames")
+    assert (code, "transacted client=" in out) == (0, True)

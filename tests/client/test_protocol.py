@@ -22,6 +22,18 @@ REQUESTS: list[tuple[protocol.Control, bytes]] = [
     (protocol.Claim(1, "billing", OLDEST, bytes(16)), b""),
     (protocol.CommitCursor(1, "billing", 4, 2**63 - 1), b""),
     (protocol.Credit(5, 1 << 20), b""),
+    (
+        protocol.Transact(
+            2**64 - 1,
+            5,
+            [protocol.LogBatch(1, 300, 7), protocol.LogBatch(2, 200, None, [(0, -1), (3, 9)])],
+            [
+                protocol.CommitThrough(1, "billing", 4, 2**63 - 1, 2),
+                protocol.CommitRedriven(1, "billing", 4, 0),
+            ],
+        ),
+        b"payload" * 500,
+    ),
 ]
 
 

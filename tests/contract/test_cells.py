@@ -261,3 +261,194 @@ def test_stopped_from_another_thread(log: Any) -> None:
         timer.start()
         assert consumer.process(lambda record: None) == 0
         timer.join()
+
+
+# --- transactions ---------------------------------------------------------------------------
+
+
+def out_of(client: Any, log: Any) -> Any:
+    """Another log, empty."""
+    return client.log(f"{log.name}.out", create=True)
+
+
+def values(log: Any) -> list[bytes]:
+    with log.reader(rlog.OLDEST, block=False) as reader:
+        return [record.value for record in reader]
+
+
+def test_a_transaction(client: Any, log: Any) -> None:
+    filled(log)
+    out = out_of(client, log)
+    with log.consumer("c") as consumer, log.consumer("d") as second:
+        record = next(consumer)
+        with client.transaction() as transaction:
+            transaction.append(out.name, b"a")
+            transaction.append(log, rlog.Item(b"b", key=b"k"))
+            transaction.append(out, b"c", expect=0)
+            transaction.commit(consumer, record)
+            transaction.commit(consumer, next(consumer))
+            transaction.commit(second, next(second))
+            assert transaction.receipts == []
+        assert [(each.first, each.end) for each in transaction.receipts] == [(0, 1), (5, 6), (1, 2)]
+        assert {(each.level, each.duplicate) for each in transaction.receipts} == {
+            ("synced", False)
+        }
+        assert (consumer.committed, second.committed) == (2, 1)
+        assert next(consumer).offset == 2
+    assert (values(out), values(log)[5:]) == ([b"a", b"c"], [b"b"])
+    assert (committed(log, "consumer"), log.cursor("d").info().committed) == (2, 1)
+
+
+def transact(client: Any, *appends: Any, commit: Any = None, error: Any = None, **more: Any) -> Any:
+    """A transaction of these appends (the last one with ``more``) and this commit; its receipts."""
+    with client.transaction() as transaction:
+        for log, value in appends[:-1]:
+            transaction.append(log, value)
+        transaction.append(*appends[-1], **more)
+        if commit is not None:
+            transaction.commit(*commit)
+        if error is not None:
+            raise error
+    return transaction.receipts
+
+
+def test_a_transaction_that_raises_or_is_empty_sends_nothing(client: Any, log: Any) -> None:
+    filled(log)
+    with log.consumer("c") as consumer:
+        record = next(consumer)
+        with pytest.raises(ArithmeticError):
+            transact(client, (log, b"no"), commit=(consumer, record), error=ArithmeticError())
+        with client.transaction() as empty:
+            pass
+        assert empty.receipts == []
+        assert (consumer.committed, log.info().end) == (0, 5)
+
+
+def test_a_transaction_is_for_one_use(client: Any, log: Any) -> None:
+    with client.transaction() as used:
+        used.append(log, b"x")
+
+    def again() -> None:
+        with used:
+            pass
+
+    with log.consumer("c") as consumer:
+        record = next(consumer)
+        for use in (
+            again,
+            lambda: used.append(log, b"late"),
+            lambda: used.commit(consumer, record),
+            lambda: client.transaction().append(log, b"not entered"),
+        ):
+            with pytest.raises(RuntimeError):
+                use()
+    assert values(log) == [b"x"]
+
+
+def test_a_transaction_that_is_refused_changes_nothing(client: Any, log: Any, other: Any) -> None:
+    filled(log)
+    out, theirs = out_of(client, log), other.log(log.name)
+    with log.consumer("c") as consumer:
+        mine = (consumer, next(consumer))
+        with pytest.raises(rlog.Conflict, match=out.name) as conflict:
+            transact(client, (log, b"no"), (out, b"no"), commit=mine, expect=7)
+        assert conflict.value.end == 0
+        with pytest.raises(rlog.NotFound):
+            transact(client, (log, b"no"), (f"{log.name}.nowhere", b"no"), commit=mine)
+        with pytest.raises(rlog.InvalidRequest):
+            transact(client, (theirs, b"no"))
+        with pytest.raises(rlog.InvalidRequest):
+            transact(other, (log.name, b"no"), commit=mine)
+        with theirs.consumer("c", takeover=True) as second:
+            with pytest.raises(rlog.Fenced):
+                transact(client, (out, b"no"), commit=mine)
+            transact(other, (out.name, b"yes"), commit=(second, next(second)))
+    assert (values(out), log.info().end) == ([b"yes"], 5)
+
+
+@pytest.mark.parametrize("in_flight", [1, 4])
+@pytest.mark.parametrize("blocking", BLOCKING)
+def test_process_with_appends(client: Any, log: Any, blocking: str, in_flight: int) -> None:
+    """Consume, transform, produce: some records become two, some none."""
+    read = filled(log, 7)
+    out = out_of(client, log)
+
+    def transform(record: rlog.Record) -> rlog.Verdict | None:
+        if record.offset % 3 == 2:
+            return None
+        item = rlog.Item(record.value, key=b"k")
+        return rlog.Commit(appends=[(out.name, item), (out.name, b"again " + record.value)])
+
+    block = blocking == "block"
+    with log.consumer("c", block=block) as consumer:
+        done = consumer.process(transform, limit=7 if block else None, in_flight=in_flight)
+        assert (done, consumer.committed) == (7, 7)
+    assert values(out) == [
+        value for at, each in enumerate(read) if at % 3 != 2 for value in (each, b"again " + each)
+    ]
+    assert committed(log, "consumer") == 7
+
+
+def test_settle_with_appends(client: Any, log: Any) -> None:
+    filled(log)
+    out = out_of(client, log)
+    with log.consumer("c") as consumer:
+        next(consumer)
+        consumer.settle(next(consumer), rlog.Commit(appends=[(out.name, b"x")]))
+        assert (consumer.committed, values(out)) == (2, [b"x"])
+        assert next(consumer).offset == 2
+
+
+def test_redriven_with_appends(client: Any, log: Any) -> None:
+    filled(log)
+    out = out_of(client, log)
+    with log.consumer("c", block=False) as consumer:
+        consumer.process(lambda record: rlog.PARK)
+        log.cursor("c").redrive([1, 3])
+        handed = consumer.process(lambda record: rlog.Commit(appends=[(out.name, record.value)]))
+        assert (handed, values(out)) == (2, [b"1", b"3"])
+        log.cursor("c").redrive([0])
+        (record,) = consumer.poll(timeout=30.0)
+        with client.transaction() as transaction:
+            transaction.append(out, b"by hand")
+            transaction.commit(consumer, record)
+        assert consumer.poll() == []
+        assert consumer.committed == 5
+    assert values(out)[2:] == [b"by hand"]
+    assert [parked.record.offset for parked in log.cursor("c").parked()] == [2, 4]
+
+
+def test_appends_that_fail_are_the_records_fault(client: Any, log: Any) -> None:
+    """As if the handler had raised: with a policy it is parked in the end, and others go on."""
+    filled(log)
+    out = out_of(client, log)
+    backoff = rlog.Backoff(first=0.01, cap=0.01, max_attempts=2)
+
+    def handle(record: rlog.Record) -> rlog.Verdict:
+        if record.offset == 1:
+            return rlog.Commit(appends=[(out.name, b"no"), (f"{log.name}.nowhere", b"no")])
+        if record.offset == 3:
+            return rlog.Commit(appends=[(out.name, "no")])  # type: ignore[list-item]
+        return rlog.Commit(appends=[(out.name, record.value)])
+
+    with log.consumer("c", block=False) as consumer:
+        with pytest.raises(rlog.NotFound):
+            consumer.process(handle)
+        assert consumer.process(handle, retry=backoff) == 4
+    parked = [(each.record.offset, each.attempts) for each in log.cursor("c").parked()]
+    assert (parked, values(out)) == ([(1, 2), (3, 2)], [b"0", b"2", b"4"])
+
+
+def test_a_reader_has_nothing_to_commit_appends_with(client: Any, log: Any) -> None:
+    filled(log)
+    attempts = []
+
+    def handle(record: rlog.Record) -> rlog.Verdict:
+        attempts.append(record.attempt)
+        return rlog.Commit(appends=[(log.name, b"no")])
+
+    with log.reader(rlog.OLDEST, block=False) as reader:
+        for _ in range(2):
+            with pytest.raises(rlog.InvalidRequest):
+                reader.process(handle)
+    assert (attempts, log.info().end) == ([1, 2], 5)

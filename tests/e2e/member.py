@@ -3,6 +3,7 @@
     python -m tests.e2e.member URL LOG '{"poison": [3], "in_flight": 1, ...}'
 
 Handles what there is, and writes each offset with its attempt to stdout before it dies or goes on.
+``to``: a log to append the handled ones to.
 ``death``: "exit", "kill", or "return": leave ``process`` at the poison by Stop, then vanish.
 """
 
@@ -35,6 +36,8 @@ def main() -> None:
             if options["death"] == "return":
                 return rlog.STOP
             die(options["death"])
+        if "to" in options:
+            return rlog.Commit(appends=[(options["to"], record.value)])
         return rlog.COMMIT
 
     retry = rlog.Backoff(first=0.01, max_attempts=options["max_attempts"])

@@ -129,6 +129,15 @@ def one_of_each() -> list[bytes]:
         (protocol.Extend(2, "c", 1), b""),
         (protocol.OpenProducer(2, 7, "etl", exclusive=True, token=b"t"), b""),
         (protocol.ListProducers(2), b""),
+        (
+            protocol.Transact(
+                7,
+                1,
+                [protocol.LogBatch(2, len(body), 0, [(0, 3)]), protocol.LogBatch(3, len(body))],
+                [protocol.CommitThrough(2, "c", 1, 0), protocol.CommitRedriven(2, "c", 1, 0)],
+            ),
+            body + body,
+        ),
     ]
     assert [type(control) for control, _ in controls] == list(REQUESTS)
     return [encode(i, c, len(p)) + p for i, (c, p) in enumerate(controls, 1)]
@@ -172,7 +181,7 @@ def test_a_greeting_is_answered_with_the_limits(target: Target) -> None:
     assert message.control.record_bytes_max <= 1 << 20
 
 
-@pytest.mark.parametrize("kind", [0, 32, 63, 64, 65, 70, 96, 255])
+@pytest.mark.parametrize("kind", [0, 33, 63, 64, 65, 70, 96, 255])
 def test_an_unknown_kind_is_the_end(target: Target, kind: int) -> None:
     head = struct.pack("<IBBHI", 1, kind, 0, 1, 2)
     assert b"is not known here" in target.send(HELLO + head + b"\x80")
