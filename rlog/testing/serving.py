@@ -273,7 +273,11 @@ class Server:
         """
         fault = self._faults.order(FullDisk(self._faults))
         if self._life is not None:
-            self._life.call(self._life.server.forget_reserved)
+            try:
+                self._life.call(self._life.server.forget_reserved)
+            except BaseException:
+                fault.cancel()
+                raise
         return fault
 
     def fail_sync(self, *, lost: bool = False) -> Fault:

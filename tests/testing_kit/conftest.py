@@ -31,9 +31,10 @@ def connect(
         yield rlog_server.connect
         return
     with ExitStack() as stack:
-        portal = stack.enter_context(start_blocking_portal(request.param))
 
         def connect(**options: Any) -> Any:
+            # Each on a loop of its own: a handler here may stand still.
+            portal = stack.enter_context(start_blocking_portal(request.param))
             return stack.enter_context(Bridge(rlog_server.connect_async(**options), portal))
 
         yield connect
