@@ -89,6 +89,7 @@ class Server:
         self._port: socket.socket | None = None  # keeps it ours while nobody listens
         self._listen = self._url = ""
         self._process = os.getpid()
+        self._turn = threading.Lock()  # of whoever starts or ends it
         self._faults = Faults()
         self._clock = Clock()
         self._life: Life | None = None
@@ -145,19 +146,19 @@ class Server:
         Raises what ``rlog serve`` would say: Locked, Refused, OSError.
         """
         self._check()
-        if self._life is not None:
-            raise RuntimeError("this server is running")
-        self._settle_in()
-        directory = str(self.directory)
-        lock = Lock(directory)
-        try:
+        with self._turn, contextlib.ExitStack() as stack:
+            if self._life is not None:
+                raise RuntimeError("this server is running")
+            if not self._url:
+                stack.callback(self._move_out)
+                self._move_in()
+            directory = str(self.directory)
+            self._lock = Lock(directory)
+            stack.callback(self._unlock)
             listener = Listen(self._listen).bind()
             self._disk = FaultyDisk(directory, self._faults, fsync=self._fsync)
             self._life = Life(self._disk, self._limits, self._clock, listener)
-        except BaseException:
-            lock.release()
-            raise
-        self._lock = lock
+            stack.pop_all()  # what it has, it keeps
         return self
 
     def stop(self) -> None:
@@ -197,17 +198,11 @@ class Server:
             return  # the parent's
         with contextlib.ExitStack() as stack:
             stack.callback(self._raise_errors)
-            if self._home is not None:
-                stack.callback(shutil.rmtree, self._home, ignore_errors=True)
-            if self._port is not None:
-                stack.callback(self._port.close)
-            if self._life is not None:
-                # Of what is removed a moment later, nothing has to be tidied up.
-                stack.callback(self._end, crash=self._given is None)
-            for client in self._clients:
-                stack.callback(client.close)
-        self._home = self._port = None
-        self._clients.clear()
+            stack.callback(self._move_out)
+            # Of what is removed a moment later, nothing has to be tidied up.
+            stack.callback(self._end, crash=self._given is None)
+            while self._clients:
+                stack.callback(self._clients.pop().close)
 
     def __enter__(self) -> Self:
         return self if self.running else self.start()
@@ -219,6 +214,10 @@ class Server:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    def __repr__(self) -> str:
+        state = "" if self.running else ", not running"
+        return f"<rlog.testing.Server {self._url or 'without a place'}{state}>"
 
     # --- faults -------------------------------------------------------------------------------
 
@@ -335,15 +334,15 @@ class Server:
 
     # --- inside -------------------------------------------------------------------------------
 
-    def _settle_in(self) -> None:
+    def _move_in(self) -> None:
         """At the first start: a place in the file system, and one to listen at."""
-        if self._home is None and (self._given is None or self._unix):
+        if self._given is None or self._unix:
             # Short: the path of a socket has at most 107 bytes.
             self._home = Path(tempfile.mkdtemp(prefix="rlog-"))
         if self._unix:
             self._listen = f"unix:{self._home}/socket"
             self._url = f"rlog+unix://{self._home}/socket"
-        elif self._port is None:
+        else:
             # Bound and not listening: who connects while the server is away is refused, and nobody
             # else is given this port.
             self._port = socket.socket()
@@ -351,6 +350,18 @@ class Server:
             self._port.bind((HOST, 0))
             self._listen = f"{HOST}:{self._port.getsockname()[1]}"
             self._url = f"rlog://{self._listen}"
+
+    def _move_out(self) -> None:
+        if self._home is not None:
+            shutil.rmtree(self._home, ignore_errors=True)
+        if self._port is not None:
+            self._port.close()
+        self._home, self._port, self._url = None, None, ""
+
+    def _unlock(self) -> None:
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            lock.release()
 
     def _check(self) -> None:
         if self._process != os.getpid():
@@ -365,23 +376,24 @@ class Server:
         return self._life
 
     def _end(self, *, crash: bool) -> None:
-        life, disk, lock = self._life, self._disk, self._lock
-        assert life is not None
-        assert disk is not None
-        assert lock is not None
-        try:
-            if crash:
-                life.crash()
-            else:
-                life.stop()
-        finally:
-            if not life.paused:
-                self._life = self._lock = None
-                self._errors += life.errors
-                disk.forget_lost()
-                if self._unix:
-                    remove_socket(self._listen.removeprefix("unix:"))
-                lock.release()
+        with self._turn:
+            life, disk = self._life, self._disk
+            if life is None:
+                return  # another thread was faster
+            assert disk is not None
+            try:
+                if crash:
+                    life.crash()
+                else:
+                    life.stop()
+            finally:
+                if not life.paused:
+                    self._life = None
+                    self._errors += life.errors
+                    disk.forget_lost()
+                    if self._unix:
+                        remove_socket(self._listen.removeprefix("unix:"))
+                    self._unlock()
 
     def _raise_errors(self) -> None:
         errors, self._errors = self._errors, []
@@ -395,9 +407,8 @@ class Server:
             return
         if self._life is not None:
             self._life.forked()
-        if self._lock is not None:
-            self._lock.release()
-        self._life = self._lock = None
+        self._life = None
+        self._unlock()
         if self._port is not None:
             self._port.close()
 

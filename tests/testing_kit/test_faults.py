@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -111,8 +112,9 @@ def test_with_every_reply_lost_an_append_is_an_unknown_outcome_and_is_there_once
     rlog_server: Server, connect: Callable[..., Any], log: Any
 ) -> None:
     hasty = connect(timeout=0.5).log("l")
-    with rlog_server.lose_reply(to="append", times=None) as fault, pytest.raises(
-        rlog.OutcomeUnknown
+    with (
+        rlog_server.lose_reply(to="append", times=None) as fault,
+        pytest.raises(rlog.OutcomeUnknown),
     ):
         hasty.append(b"0")
     assert fault.struck >= 1
@@ -122,9 +124,10 @@ def test_with_every_reply_lost_an_append_is_an_unknown_outcome_and_is_there_once
 def test_a_commit_whose_reply_is_lost_calls_no_handler_again(rlog_server: Server, log: Any) -> None:
     log.append_many([b"0", b"1", b"2"])
     seen: list[tuple[int, int]] = []
-    with log.consumer("c", block=False) as consumer, rlog_server.lose_reply(
-        to="commit", times=2
-    ) as fault:
+    with (
+        log.consumer("c", block=False) as consumer,
+        rlog_server.lose_reply(to="commit", times=2) as fault,
+    ):
         assert consumer.process(lambda r: seen.append((r.offset, r.attempt))) == 3
         assert consumer.epoch == 1
     assert fault.struck == 2
@@ -134,16 +137,17 @@ def test_a_commit_whose_reply_is_lost_calls_no_handler_again(rlog_server: Server
 
 def test_a_verdict_whose_reply_is_lost_counts_once(rlog_server: Server, log: Any) -> None:
     log.append_many([b"0", b"1"])
-    verdicts = iter([rlog.Retry(0.0), rlog.PARK, rlog.COMMIT])
+    verdicts: Iterator[rlog.Verdict] = iter([rlog.Retry(0.0), rlog.PARK, rlog.COMMIT])
     seen: list[tuple[int, int]] = []
 
     def handle(record: rlog.Record) -> rlog.Verdict:
         seen.append((record.offset, record.attempt))
         return next(verdicts)
 
-    with log.consumer("c", block=False) as consumer, rlog_server.lose_reply(
-        to="verdict", times=2
-    ) as fault:
+    with (
+        log.consumer("c", block=False) as consumer,
+        rlog_server.lose_reply(to="verdict", times=2) as fault,
+    ):
         assert consumer.process(handle) == 2
     assert fault.struck == 2
     assert seen == [(0, 1), (0, 2), (1, 1)]
@@ -221,8 +225,9 @@ def test_a_reply_that_was_not_meant_comes_through(rlog_server: Server, client: A
 
 
 def test_a_block_in_which_nothing_met_the_fault_fails(rlog_server: Server, log: Any) -> None:
-    with pytest.raises(AssertionError, match="a lost reply to commit of log 'l'"), (
-        rlog_server.lose_reply(to="commit", log="l")
+    with (
+        pytest.raises(AssertionError, match="a lost reply to commit of log 'l'"),
+        rlog_server.lose_reply(to="commit", log="l"),
     ):
         log.append(b"0")
     with pytest.raises(AssertionError, match="a failed sync"), rlog_server.fail_sync():
@@ -263,7 +268,9 @@ def test_a_client_that_is_cut_off_comes_back_to_its_claim_and_its_place(
     assert seen == [(0, 1), (1, 1), (2, 1)]
 
 
-def test_cut_cuts_all_or_those_of_one_name(rlog_server: Server, connect: Callable[..., Any]) -> None:
+def test_cut_cuts_all_or_those_of_one_name(
+    rlog_server: Server, connect: Callable[..., Any]
+) -> None:
     clients = [connect(name=name) for name in ("a", "a", "b")]
     assert rlog_server.cut("nobody") == 0
     assert rlog_server.cut("a") == 2
@@ -467,6 +474,30 @@ def test_a_delay_is_over_for_whoever_claims_next_when_the_clock_is_moved(
         consumer.process(lambda _record: rlog.Retry(3600.0), timeout=0.05)
     rlog_server.advance(3601.0)
     assert attempts_of(log) == [(0, 2)]
+
+
+def test_a_sync_of_a_periodic_policy_comes_when_the_clock_is_moved(
+    rlog_server: Server, client: Any
+) -> None:
+    log = client.log("later", create=True, sync="periodic:3600s")
+    assert log.append_many([b"0"]).level == "written"
+    assert values(log) == []
+    rlog_server.advance(3600.0)
+    log.wait_synced(1, timeout=SECONDS_MAX)
+    assert values(log) == [b"0"]
+
+
+def test_whoever_has_not_greeted_is_cut_off_when_the_clock_is_moved(rlog_server: Server) -> None:
+    host, _, port = rlog_server.url.removeprefix("rlog://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=SECONDS_MAX) as stranger:
+        rlog_server.connect().logs()  # by then the stranger has been accepted
+        rlog_server.advance(4.0)
+        stranger.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            stranger.recv(1)
+        stranger.settimeout(SECONDS_MAX)
+        rlog_server.advance(1.1)
+        assert stranger.recv(1) == b""
 
 
 def test_timestamps_move_with_the_clock_and_never_back(rlog_server: Server, log: Any) -> None:
