@@ -1,9 +1,11 @@
 """rlog, a standalone append-only log server with consumer groups.
 
 ``import rlog`` gives the client's names, and ``rlog.open(dir)``: a client of a directory in this
-process, without a server. The server is ``rlog.server``, run by ``rlog serve``.
+process, without a server. The server is ``rlog.server``, run by ``rlog serve``; ``rlog.testing``
+has one for the tests of those who use it.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import rlog_client
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from rlog_client import AsyncTransaction as AsyncTransaction
     from rlog_client import connect_async as connect_async
 
+    from . import testing as testing
     from .embedded import Locked as Locked
     from .embedded import Refused as Refused
     from .embedded import open as open
@@ -35,6 +38,9 @@ def __getattr__(name: str) -> Any:
     # Loaded when it is asked for: who only talks to a server needs no broker, and many no anyio.
     if name in rlog_client.ASYNC:
         return getattr(rlog_client, name)
+    if name == "testing":
+        # Not by ``from . import``, which would ask here again.
+        return import_module(".testing", __name__)
     if name not in _EMBEDDED:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from . import embedded
@@ -43,4 +49,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *_EMBEDDED, *rlog_client.ASYNC]
+    return [*globals(), "testing", *_EMBEDDED, *rlog_client.ASYNC]

@@ -110,6 +110,11 @@ class Driver:
 
     # --- flights ------------------------------------------------------------------------------
 
+    @property
+    def flying(self) -> bool:
+        """A flight was begun and is not finished. If not, all that was decided is laid out."""
+        return self._flying
+
     def begin(self) -> Flight | None:
         """The next thing to wait for. None: nothing now; whatever needed no wait is done."""
         if self.broker.books.alarm != _NEVER:

@@ -101,6 +101,11 @@ class DiskFile:
         if fd >= 0:
             os.close(fd)
 
+    def detach(self) -> int:
+        """The descriptor, which is the caller's to close from here on."""
+        fd, self._fd = self._fd, -1
+        return fd
+
     def size(self) -> int:
         return os.fstat(self._fd).st_size
 

@@ -91,11 +91,21 @@ def timed_wait(journal: LocalJournal, number: int) -> tuple[Outcome, float]:
 
 
 class Server(TaskHub):
-    """Serves one data directory. ``urls``: where, once it runs."""
+    """Serves one data directory. ``urls``: where, once it runs.
 
-    def __init__(self, driver: Driver, connections_max: int = 1 << 16) -> None:
+    ``connection``: makes a connection of an accepted socket and the address that it came from.
+    """
+
+    def __init__(
+        self,
+        driver: Driver,
+        connections_max: int = 1 << 16,
+        *,
+        connection: Callable[[TaskHub, socket.socket, str], Connection] = Connection,
+    ) -> None:
         super().__init__(driver)
         self._connections_max = connections_max
+        self._connection = connection
         driver.flush = self.flush
         self.urls: list[str] = []
         self._nursery: trio.Nursery | None = None
@@ -276,7 +286,7 @@ class Server(TaskHub):
                 _refuse(sock, f"{self._connections_max} connections are open: that is the limit")
                 continue
             where = f"{address[0]}:{address[1]}" if isinstance(address, tuple) else "unix"
-            nursery.start_soon(self._serve, Connection(self, sock, where))
+            nursery.start_soon(self._serve, self._connection(self, sock, where))
 
     async def _serve(self, connection: Connection) -> None:
         self._connections.add(connection)

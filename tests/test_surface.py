@@ -8,12 +8,15 @@ from __future__ import annotations
 import inspect
 import re
 import typing
+from pathlib import Path
 from types import FunctionType
 from typing import Any, assert_type
 
 import pytest
 
+import rlog as rlog_server_side
 import rlog_client as rlog
+from rlog import testing
 from rlog_client import errors
 from rlog_client.sql import SqlCursor
 
@@ -393,5 +396,69 @@ def test_the_async_types_are_what_a_type_checker_sees() -> None:
                     transaction.append(log, b"v")
                     transaction.commit(consumer, await anext(consumer))
             assert_type(await log.cursor("c").seek(rlog.OLDEST), tuple[int, int])
+
+    assert callable(program)
+
+
+# --- the testing kit -------------------------------------------------------------------------
+
+TESTING: dict[Any, str] = {
+    testing.Server: "(directory: str | os.PathLike[str] | None = None, *, unix: bool = False,"
+    " sync: str = always, journal_file_size: int = 4194304, fsync: bool = True) -> None",
+    testing.Server.connect: "(self, *, timeout: float | None = 10.0, name: str = ) -> Client",
+    testing.Server.connect_async: "(self, *, timeout: float | None = 10.0, name: str = )"
+    " -> AsyncClient",
+    testing.Server.start: "(self) -> Self",
+    testing.Server.stop: "(self) -> None",
+    testing.Server.restart: "(self) -> None",
+    testing.Server.crash: "(self) -> None",
+    testing.Server.close: "(self) -> None",
+    testing.Server.lose_reply: "(self, to: Reply | None = None, *, log: str | None = None,"
+    " times: int | None = 1) -> Fault",
+    testing.Server.cut: "(self, name: str | None = None) -> int",
+    testing.Server.lapse: "(self, log: str, consumer: str | Global) -> None",
+    testing.Server.full_disk: "(self) -> Fault",
+    testing.Server.fail_sync: "(self, *, lost: bool = False) -> Fault",
+    testing.Server.pause: "(self) -> Iterator[None]",
+    testing.Server.advance: "(self, seconds: float) -> None",
+    testing.Fault.cancel: "(self) -> None",
+}
+
+
+@pytest.mark.parametrize("function", TESTING, ids=lambda function: function.__qualname__)
+def test_a_signature_of_the_testing_kit_is_pinned(function: Any) -> None:
+    assert str(inspect.signature(function)).replace("'", "") == TESTING[function]
+
+
+def test_nothing_of_the_testing_kit_is_missing_or_unpinned() -> None:
+    assert set(testing.__all__) == {"Fault", "Reply", "Server", "ServerFailed"}
+    assert type(testing.rlog_server).__name__ == "FixtureFunctionDefinition"
+    for cls, properties in (
+        (testing.Server, {"url", "directory", "running"}),
+        (testing.Fault, {"spent"}),
+    ):
+        pinned = {f.__name__ for f in TESTING if f.__qualname__.startswith(f"{cls.__name__}.")}
+        assert {name for name in vars(cls) if not name.startswith("_")} == pinned | properties
+    assert set(typing.get_args(testing.Reply)) == {
+        "append", "commit", "verdict", "take", "claim", "release", "producer", "create", "alter",
+        "trim", "delete", "seek", "evict", "redrive", "resume",
+    }  # fmt: skip
+
+
+def test_the_types_of_the_testing_kit_are_what_a_type_checker_sees() -> None:
+    """Judged by mypy; it is never called."""
+
+    def program() -> None:
+        with rlog_server_side.testing.Server() as server:
+            assert_type(server, testing.Server)
+            assert_type(server.url, str)
+            assert_type(server.directory, Path)
+            assert_type(server.connect(), rlog.Client)
+            assert_type(server.connect_async(), rlog.AsyncClient)
+            with server.lose_reply("append") as fault:
+                assert_type(fault, testing.Fault)
+                assert_type(fault.struck, int)
+            with server.pause() as nothing:
+                assert_type(nothing, None)
 
     assert callable(program)
