@@ -82,12 +82,13 @@ class Ping(Control):
 
 
 class OpenLog(Control):
-    """-> LogReply. ``options`` count only with ``create``."""
+    """-> LogReply. ``options`` count only with ``create``. ``dry``: only say what would be."""
 
     kind: ClassVar[int] = 3
     name: str
     create: bool = False
     options: dict[str, Any] = {}
+    dry: bool = False
 
 
 class ListLogs(Control):
@@ -104,19 +105,24 @@ class GetLog(Control):
 
 
 class AlterLog(Control):
-    """-> LogReply."""
+    """-> LogReply. ``dry``: only say what would be, and be trimmed at once."""
 
     kind: ClassVar[int] = 6
     log: int
     options: dict[str, Any]
+    dry: bool = False
 
 
 class TrimLog(Control):
-    """-> Place: whole segments below ``before`` go; ``offset`` is the new first offset."""
+    """-> Place: whole segments below ``before`` go; ``offset`` is the new first offset.
+
+    ``dry``: only say what it would be.
+    """
 
     kind: ClassVar[int] = 7
     log: int
     before: Whence
+    dry: bool = False
 
 
 class DeleteLog(Control):
@@ -389,6 +395,15 @@ class ListProducers(Control):
     log: int
 
 
+class ReadParked(Control):
+    """-> ParkedCopy: a parked record whose place was trimmed; OffsetOutOfRange if it was not."""
+
+    kind: ClassVar[int] = 33
+    log: int
+    consumer: str
+    offset: int
+
+
 # --- what the server answers ----------------------------------------------------------------
 
 
@@ -531,6 +546,12 @@ class ProducerOpened(Control):
     last_sequence: int
 
 
+class ParkedCopy(Control):
+    """Payload: a batch of one record, under the offset and the time that it had in its log."""
+
+    kind: ClassVar[int] = 81
+
+
 class Records(Control):
     """Pushed. Payload: whole batches, contiguous, the first of which holds offset ``first``.
 
@@ -577,7 +598,9 @@ class Recall(Control):
 
 
 class ParkedInfo(Struct, frozen=True):
-    """A parked record, as the server knows it. ``redriven``: it waits to be delivered again."""
+    """A parked record, as the server knows it. ``redriven``: it waits to be delivered again.
+    ``copied``: its place may be trimmed, and ReadParked gives it.
+    """
 
     offset: int
     reason: str
@@ -585,6 +608,7 @@ class ParkedInfo(Struct, frozen=True):
     attempts: int
     parked_ns: int
     redriven: bool
+    copied: bool = False
 
 
 class SegmentInfo(Struct, frozen=True):
@@ -603,14 +627,14 @@ REQUESTS: Final = (
     Subscribe,
     Credit, Unsubscribe, Claim, Release, CommitCursor, SeekCursor, ListCursors, GetCursor,
     DeleteCursor, WaitSynced, ListSegments, Settle, TakeRedriven, ListParked, Redrive, Evict,
-    Resume, Extend, OpenProducer, ListProducers,
+    Resume, Extend, OpenProducer, ListProducers, ReadParked,
 )  # fmt: skip
 ANSWERS: Final = (
     Welcome, Error, Done, LogReply, Listing, Appended, Place, Claimed, Moved, CursorReply,
-    Committed, Settled, Judged, Taken, Counted, ProducerOpened, Records, Lost, Damaged, Queued,
-    Recall,
+    Committed, Settled, Judged, Taken, Counted, ProducerOpened, ParkedCopy, Records, Lost, Damaged,
+    Queued, Recall,
 )  # fmt: skip
-_WITH_PAYLOAD: Final = frozenset({Append.kind, Records.kind, Listing.kind})
+_WITH_PAYLOAD: Final = frozenset({Append.kind, Records.kind, Listing.kind, ParkedCopy.kind})
 _encode: Final = msgspec.msgpack.Encoder().encode
 
 

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from rlog_client import protocol
 
-from . import appends, claims, consumers, logs, producers
+from . import appends, claims, consumers, logs, producers, trims
 from .desk import (
+    NOBODY,
     Answer,
     Books,
     Desk,
@@ -31,14 +32,18 @@ from .desk import (
     Waiting,
     resolve,
 )
+from .trims import Copying, copying, watch_clock
+from .watch import Copied, Retain
 
 if TYPE_CHECKING:
     from rlog_client.protocol import Control
 
 __all__ = [
     "DECISIONS",
+    "NOBODY",
     "Answer",
     "Books",
+    "Copying",
     "Desk",
     "Grant",
     "Layout",
@@ -48,7 +53,9 @@ __all__ = [
     "Peer",
     "Visible",
     "Waiting",
+    "copying",
     "resolve",
+    "watch_clock",
 ]
 
 _Decide = Callable[[Desk, Waiting, Any], Make | None]
@@ -60,7 +67,7 @@ DECISIONS: Final[dict[type[Control], _Decide]] = {
     protocol.ListLogs: logs.list_logs,
     protocol.GetLog: logs.get_log,
     protocol.AlterLog: logs.alter_log,
-    protocol.TrimLog: logs.trim_log,
+    protocol.TrimLog: trims.trim_log,
     protocol.DeleteLog: logs.delete_log,
     protocol.ListSegments: logs.list_segments,
     protocol.Claim: claims.claim,
@@ -79,4 +86,7 @@ DECISIONS: Final[dict[type[Control], _Decide]] = {
     protocol.DeleteCursor: consumers.delete_cursor,
     protocol.ListCursors: consumers.list_cursors,
     protocol.GetCursor: consumers.get_cursor,
+    protocol.ReadParked: trims.read_parked,
+    Retain: trims.retain,
+    Copied: trims.copied,
 }

@@ -20,6 +20,7 @@ from rlog_client.model import PRODUCER_ID
 
 from .. import facts, state
 from .desk import Answer, Layout, refusing, reopened
+from .trims import behind_others, make_room
 
 if TYPE_CHECKING:
     from .desk import Desk, Make, Waiting
@@ -31,7 +32,7 @@ SILENT_MAX: Final = 1 << 16  # of them are remembered at all
 _DROPS_MAX: Final = 8  # at one append
 
 
-def append(desk: Desk, waiting: Waiting, control: protocol.Append) -> Make:
+def append(desk: Desk, waiting: Waiting, control: protocol.Append) -> Make | None:
     count, keys_bytes, producer, sequence, epoch = _NUMBERS.unpack_from(waiting.produced)
     log = desk.log(control.log)
     entry = log.producers.get(producer) if producer else None
@@ -39,6 +40,8 @@ def append(desk: Desk, waiting: Waiting, control: protocol.Append) -> Make:
         original = entry.original(sequence, count)
         _check_own(log, entry, original, epoch)
         return _duplicate(desk, log, entry, original, producer, sequence, count)
+    if behind_others(desk, log, waiting):
+        return None
     desk.writable()
     _check_fence(desk, waiting, log, entry, epoch)
     _check_sequence(log, entry, control.after, sequence)
@@ -47,9 +50,11 @@ def append(desk: Desk, waiting: Waiting, control: protocol.Append) -> Make:
     if desk.books.full is not None:
         raise DiskFull(desk.books.full)
     size = batches.HEADER_BYTES + len(waiting.body)
-    place = log.place(size)
+    if not make_room(desk, log, waiting, size):
+        return None
+    place = log.place(size, desk.now_ns)
     with refusing(f"an append of {size} bytes to log {log.name!r}"):
-        desk.books.files[log.id].reserve(place, size, log.options.file_roll_size)
+        desk.books.files[log.id].reserve(place, size, log.roll_bytes)
     header = batches.stamp(waiting.produced, log.id, log.end, desk.now_ns)
     applied = desk.fact(facts.Appended(header, keys), log)
     assert applied is not None

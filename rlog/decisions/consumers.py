@@ -221,6 +221,7 @@ def list_parked(desk: Desk, waiting: Waiting, control: protocol.ListParked) -> M
                 parked.attempts,
                 parked.parked_ns,
                 parked.redriven,
+                bool(parked.copy),
             )
         )
     return lambda _synced: listing(infos)
@@ -329,7 +330,7 @@ def _look_at(desk: Desk, log: state.Log, name: str) -> Callable[[], model.Cursor
             log=log_name,
             id=name,
             committed=committed,
-            lag_records=end - committed,
+            lag_records=end - start,
             lag_bytes=lag_bytes,
             lag_seconds=max(0, now_ns - time_ns) / 1e9,
             members=members,

@@ -25,6 +25,7 @@ from rlog_client.errors import (
 from .. import facts, state
 from ..policy import Policy, parse_policy
 from ..segment import Extent, Place
+from .watch import Copied, Retain, Watch
 
 if TYPE_CHECKING:
     from rlog_client.protocol import Control
@@ -119,6 +120,7 @@ class Waiting(NamedTuple):
     control: Control
     produced: bytes = b""  # the batch's header as its producer stamped it
     body: Buffer = b""
+    since: float | None = None  # when it began to wait for space or for copies (monotonic)
 
 
 class Answer(NamedTuple):
@@ -195,7 +197,8 @@ class Books:
         self.due: dict[tuple[int, str, int], float] = {}
         self.silent: OrderedDict[tuple[int, int], float] = OrderedDict()
         self.ticket = 0  # the last one given
-        self.alarm = float("inf")  # the earliest of ``returning`` and ``hands``, or before it
+        self.alarm = float("inf")  # the earliest of these and of ``watch``, or before it
+        self.watch = Watch()
         for log in recovered.logs.values():
             self.begin(log)
 
@@ -221,7 +224,7 @@ class Books:
                         left_ns = failed.failed_ns + failed.delay_ns - now_ns
                         left_ns = min(max(0, left_ns), failed.delay_ns)
                         self.due[log.id, name, offset] = now + left_ns / 1e9
-        self.alarm = min(self.returning.values(), default=self.alarm)
+        self.alarm = min((*self.returning.values(), self.watch.alarm))
 
     def begin(self, log: state.Log) -> None:
         """A log that is new, or was recovered: all of it is durable."""
@@ -229,6 +232,7 @@ class Books:
         self.visible[log.id] = Visible(log.end, last.base, last.bytes)
         self.synced_end[log.id] = log.end
         self.first[log.id] = log.first
+        self.watch.follow(log, 0.0)
 
     def begin_at(self, log: int, first: int) -> None:
         """A trim is durable: readers may be told of it."""
@@ -262,8 +266,12 @@ class Books:
             peer = self.holders.get(key)
             if peer is not None and (grant := peer.grants.get(key)) is not None:
                 lapses.append(Waiting(NOBODY, 0, Lapse(*key, grant.epoch)))
-        self.alarm = min((*self.returning.values(), *self.hands.values()), default=float("inf"))
-        return lapses
+        looks = [Waiting(NOBODY, 0, look) for look in self.watch.ring(now)]
+        self.alarm = min((*self.returning.values(), *self.hands.values(), self.watch.alarm))
+        return lapses + looks
+
+    def ring_at(self, when: float) -> None:
+        self.alarm = min(self.alarm, when)
 
     def forget_due(self, key: Key) -> None:
         """No record of this consumer waits to be due."""
@@ -275,6 +283,14 @@ class Books:
         for waiting in self.waiting.pop(key, ()):
             waiting.peer.waits.discard(key)
             self.called.append(waiting)
+
+    def call_blocked(self, log: int) -> None:
+        """There may be space: the appends that wait for it are decided again, in their order."""
+        self.called += self.watch.blocked.pop(log, ())
+
+    def call_trims(self, log: int) -> None:
+        """Parked records may be copied: the trims that wait for them are decided again."""
+        self.called += self.watch.trims.pop(log, ())
 
     def stop_waiting(self, peer: Peer, key: Key) -> None:
         if key not in peer.waits:
@@ -322,12 +338,15 @@ class Books:
 class Desk:
     """One frame while it is decided."""
 
-    def __init__(self, books: Books, now_ns: int, now: float) -> None:
-        """``now_ns``: the frame's time, UTC; ``now``: monotonic seconds, for what has to last."""
+    def __init__(self, books: Books, now_ns: int, now: float, uptime_ns: int | None = None) -> None:
+        """``now_ns``: the frame's time, UTC; ``now``: monotonic seconds, for what has to last;
+        ``uptime_ns``: since the machine's boot, by default ``now``.
+        """
         self.books = books
         self.state = books.state
         self.now_ns = now_ns
         self.now = now
+        self.uptime_ns = round(now * 1e9) if uptime_ns is None else uptime_ns
         self.facts: list[facts.Fact] = []
         self.layouts: list[Layout] = []
         self.effects: list[Callable[[], None]] = []
@@ -342,8 +361,10 @@ class Desk:
         facts_bytes = FACT_BYTES_MAX
         if isinstance(waiting.control, protocol.Settle):
             facts_bytes += SETTLE_BYTES_MAX
-        elif isinstance(waiting.control, protocol.Redrive):
+        elif isinstance(waiting.control, _LONG):
             facts_bytes += LIST_BYTES_MAX
+        elif isinstance(waiting.control, Copied):
+            facts_bytes += sum(len(copy) + FACT_BYTES_MAX for _, _, copy in waiting.control.copies)
         elif waiting.produced:
             facts_bytes += int.from_bytes(waiting.produced[16:20], "little")  # its keys
         size = len(waiting.body) + facts_bytes
@@ -365,6 +386,8 @@ class Desk:
             delay = self.delay_seconds
             self.delay_seconds = min(policy.delay_seconds, delay or policy.delay_seconds)
         self.facts.append(fact)
+        if self.books.watch.blocked and isinstance(fact, _MAKES_ROOM):
+            self.effects.append(lambda: self.books.call_blocked(fact.log))
         return self.state.apply(fact, self.now_ns)
 
     def writable(self) -> None:
@@ -429,6 +452,13 @@ class Desk:
 
 
 NOBODY: Final = Nobody()
+# What may add up to more than a fact or two.
+_LONG: Final = (protocol.Redrive, protocol.OpenLog, protocol.AlterLog, Retain)
+# After these there may be space for an append that waits for it.
+_MAKES_ROOM: Final = (
+    facts.Altered, facts.Trimmed, facts.Committed, facts.Sought, facts.Forgotten, facts.Parked,
+    facts.Unparked,
+)  # fmt: skip
 
 
 def reopened(log: state.Log, name: str | None, epoch: int) -> Fenced:

@@ -166,7 +166,7 @@ MUTANTS = (
         "crash",
         (
             Edit(
-                "rlog.decisions.logs:trim_log",
+                "rlog.decisions.trims:cut",
                 "desk.effects.append(lambda: files.trim(gone))",
                 "files.trim(gone)",
             ),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlog import driver as drivers
 from rlog.driver import Driver, Limits, open_driver
+from rlog.files import Boot
 from rlog.log import Chunk
 from rlog.policy import parse_policy
 from rlog_client import batch, model, protocol
@@ -99,7 +100,9 @@ class Server:
         file_bytes: int = FILE_BYTES,
         policy: str = "always",
         clock: Clock | None = None,
+        boot: str = "",
     ) -> None:
+        """``boot``: the machine's, as its id."""
         self.disk = disk
         self.history = history if history is not None else History()
         self.clock = clock or Clock()
@@ -107,7 +110,11 @@ class Server:
         self.in_upkeep = False
         limits = Limits(parse_policy(policy), journal_file_bytes=file_bytes)
         self.driver: Driver = open_driver(
-            disk, limits, clock=self.clock.monotonic, wall=self.clock.wall
+            disk,
+            limits,
+            clock=self.clock.monotonic,
+            wall=self.clock.wall,
+            boot=Boot(boot, lambda: round(self.clock.monotonic() * 1e9)),
         )
         self.ids: dict[str, int] = {
             log.name: log.id for log in self.driver.broker.books.state.logs.values()
@@ -123,10 +130,15 @@ class Server:
 
     def pump(self) -> None:
         """Until nothing is under way."""
-        while (flight := self.driver.begin()) is not None:
-            self._fly(flight)
+        while True:
+            while (flight := self.driver.begin()) is not None:
+                self._fly(flight)
+                self.note_seen()
             self.note_seen()
-        self.note_seen()
+            if (look := self.driver.copying()) is None:
+                break
+            look.run()
+            self.driver.copied(look)
 
     def ask(
         self,
