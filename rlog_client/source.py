@@ -276,10 +276,10 @@ class SourceSteps:
 
     def _unpack(self) -> Cut | None:
         """The next batch in stock; None when the stock is empty."""
-        if self._subscription is None or self._jumps:
+        if self._subscription is None:
             return None
         stock = self._subscription.stock
-        while stock:
+        while stock and not self._jumps:
             chunk = stock[0]
             if isinstance(chunk, Damaged):
                 error = raised(chunk.error)
@@ -290,8 +290,6 @@ class SourceSteps:
                 stock.popleft()
                 if not passes:
                     raise error
-                if self._jumps:
-                    return None
                 continue
             if chunk.at >= len(chunk.payload):
                 stock.popleft()

@@ -76,11 +76,17 @@ def look(desk: Desk, log: state.Log, *, adding: int = 0, rolls: bool = False) ->
     else:
         watch.free(log, FOREVER if trimmed else desk.now)
     waits = log.id in watch.held or bool(plan.uncopied)
-    if (limit := log.options.max_total_bytes) is not None:
-        room = limit - log.bytes - adding
-        # While it is held back it grows, and an append need not look anew each time.
-        watch.room[log.id] = max(room, log.roll_bytes // state.ROLLS) if waits else room
-    idle = IDLE_SECONDS if plan.again_ns is None else plan.again_ns / 1e9
+    options = log.options
+    if options.max_total_bytes is not None:
+        room = options.max_total_bytes - log.bytes - adding
+        if waits and options.blocking_minimum_retention is None:
+            # It grows, and an append need not look anew each time.
+            room = max(room, log.roll_bytes // state.ROLLS)
+        watch.room[log.id] = room
+    # What is appended from now on is no matter before it has that age.
+    idle = IDLE_SECONDS if options.max_file_age is None else options.max_file_age
+    if plan.again_ns is not None:
+        idle = min(idle, plan.again_ns / 1e9)
     watch.look_again(log.id, desk.now, 0.0 if waits else idle)
     desk.books.ring_at(watch.due.get(log.id, FOREVER))
     return plan
@@ -355,9 +361,8 @@ def watch_clock(desk: Desk) -> None:
     books, watch, now = desk.books, desk.books.watch, desk.state
     difference_ns = desk.now_ns - desk.uptime_ns
     doubt = retention.doubt_of(difference_ns, now.difference_ns, desk.now_ns, watch.stored_ns)
-    if (doubt is None) != (watch.doubt is None):
-        logger.warning("%s", "the clock is believed again" if doubt is None else doubt)
-    watch.doubt = doubt
+    watch.judge(doubt, desk.now)
+    books.ring_at(watch.alarm)
     if books.failed is not None or books.stuck is not None:
         return
     if doubt is not None and now.doubted is None:
@@ -371,4 +376,5 @@ def watch_clock(desk: Desk) -> None:
 def believe(desk: Desk, difference_ns: int) -> None:
     """From here on the wall clock is to be so far ahead of the time since the boot."""
     desk.fact(facts.Trusted(desk.books.watch.boot, difference_ns))
-    desk.books.watch.doubt = None
+    desk.books.watch.judge(None, desk.now)
+    desk.books.ring_at(desk.books.watch.alarm)

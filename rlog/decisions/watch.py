@@ -71,6 +71,7 @@ class Watch:
         self.copy_at: dict[int, float] = {}  # not before then is it tried again
         self.stuck: dict[tuple[int, str], str] = {}  # consumers whose records cannot be copied
         self.lost: set[tuple[int, int]] = set()  # parked records that cannot be read any more
+        self.clock_due = 0.0  # when to look at the clock next, if any of ``dated`` is there
         self.boot = ""
         self.stored_ns = 0  # the latest time that was stored when this process began
         self.doubt: str | None = None  # why the wall clock is not believed
@@ -107,8 +108,7 @@ class Watch:
     def look_again(self, log: int, now: float, seconds: float) -> None:
         """Look at a log after so many seconds, or up to a tick later: all in one go."""
         if log in self.due:
-            at = now + min(seconds, IDLE_SECONDS)
-            self.due[log] = (math.floor(at / TICK_SECONDS) + 1) * TICK_SECONDS
+            self.due[log] = _tick_after(now + min(seconds, IDLE_SECONDS))
 
     def look_soon(self, log: int, now: float, seconds: float) -> None:
         """Somebody waits for it."""
@@ -117,14 +117,27 @@ class Watch:
 
     @property
     def alarm(self) -> float:
-        return min(self.due.values(), default=FOREVER)
+        clock_due = self.clock_due if self.dated else FOREVER
+        return min((clock_due, *self.due.values()))
 
     def ring(self, now: float) -> list[Retain]:
-        """What is to be looked at."""
+        """What is to be looked at; no log at all: the clock alone."""
         due = [log for log, when in self.due.items() if when <= now]
         for log in due:
             self.look_again(log, now, 0.0)
-        return [Retain(due[at : at + LOOKS_MAX]) for at in range(0, len(due), LOOKS_MAX)]
+        looks = [Retain(due[at : at + LOOKS_MAX]) for at in range(0, len(due), LOOKS_MAX)]
+        if self.dated and self.clock_due <= now:
+            self.clock_due = _tick_after(now)
+            looks = looks or [Retain([])]
+        return looks
+
+    def judge(self, doubt: str | None, now: float) -> None:
+        """The wall clock is believed, or why it is not; where time matters, that changes all."""
+        changed = (doubt is None) != (self.doubt is None)
+        self.doubt = doubt
+        if changed:
+            logger.warning("%s", "the clock is believed again" if doubt is None else doubt)
+            self.due.update((log, now) for log in self.dated if log in self.due)
 
     # --- why a log is held back ---------------------------------------------------------------
 
@@ -144,3 +157,7 @@ class Watch:
 
     def stuck_at(self, log: int, consumer: str) -> str | None:
         return self.stuck.get((log, consumer))
+
+
+def _tick_after(moment: float) -> float:
+    return (math.floor(moment / TICK_SECONDS) + 1) * TICK_SECONDS

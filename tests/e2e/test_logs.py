@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-KEEPS_ALL = {
+KEEPS_ALL: dict[str, object] = {
     "max_total_bytes": None,
     "max_file_age": None,
     "blocking_minimum_retention": None,

@@ -15,11 +15,12 @@ from rlog.log import Chunk
 from rlog.policy import parse_policy
 from rlog_client import batch, model, protocol
 from rlog_client.errors import OutcomeUnknown, RlogError
-from tests.storage.history import Group, History, LogView, Place, View
+from tests.storage.history import Group, History, LogView, ParkedPlace, Place, View
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from rlog import state
     from rlog.decisions import Grant
     from tests.storage.simdisk import SimDisk
 
@@ -178,6 +179,8 @@ class Server:
 
     def create(self, name: str, **options: Any) -> None:
         self.history.asked.add(name)
+        if options.keys() & {"max_total_bytes", "max_file_age"}:
+            self.history.trim_asked[name] = 1 << 60  # whatever is due goes
         answer = self.call(protocol.OpenLog(name, True, options))
         if isinstance(answer, protocol.LogReply):
             self.ids[name] = answer.info.id
@@ -268,6 +271,29 @@ class Server:
         if isinstance(answer, protocol.Place):
             self.history.trim_done[log] = answer.offset
 
+    def settle(self, log: str, consumer: str, offset: int, verdict: Any, **more: Any) -> None:
+        """A verdict on the record at the cursor, or on a redriven one."""
+        key = (self.ids.get(log, 0), consumer)
+        if key not in self.peer.grants:
+            return  # it could not be claimed
+        grant = self.peer.grants[key]
+        grant.delivered = max(grant.delivered, offset + 1)
+        place = ParkedPlace(log, consumer, offset)
+        if more.get("redriven"):
+            self.history.settle_asked.add(place)
+        else:
+            name = (log, consumer)
+            asked = self.history.commits_asked
+            asked[name] = max(asked.get(name, 0), offset + 1)
+        settle = protocol.Settle(*key, grant.epoch, offset, verdict, **more)
+        answer = self.call(settle)
+        if isinstance(answer, protocol.Judged) and answer.synced and verdict == "park":
+            self.history.parked[place] = self.history.written[Place(log, offset)]
+
+    def redrive(self, log: str, consumer: str) -> None:
+        if log in self.ids:
+            self.call(protocol.Redrive(self.ids[log], consumer))
+
     def delete(self, log: str) -> None:
         if log not in self.ids:
             return
@@ -340,8 +366,23 @@ def view_of(driver: Driver) -> View:
             records += records_of(found, offset, end)
             offset = found.next
         cursors = {name: (c.committed, c.epoch) for name, c in log.cursors.items()}
-        logs[log.name] = LogView(log.first, end, records, cursors)
+        shown = LogView(log.first, end, records, cursors, protected=log.options.protected)
+        for name, cursor in log.cursors.items():
+            for at, parked in cursor.parked.items():
+                here = log.first <= at < end
+                value = shown.at(at) if here else copy_of(parked, at)
+                shown.parked[name, at] = value
+        logs[log.name] = shown
     return View(logs)
+
+
+def copy_of(parked: state.Parked, offset: int) -> bytes | None:
+    """The value of a parked record's copy."""
+    if not parked.copy:
+        return None
+    header = batch.parse_header(parked.copy)
+    assert (header.base, header.count) == (offset, 1)
+    return batch.decode(header, parked.copy[batch.HEADER_BYTES :]).values[0]
 
 
 def records_of(chunk: Chunk, offset: int, end: int) -> list[bytes | None]:
