@@ -180,7 +180,8 @@ def _believe(desk: Desk) -> None:
 def _altered(desk: Desk, log: state.Log, options: facts.Options) -> Make:
     """The log as it would be with ``options``, and trimmed by them."""
     would = msgspec.structs.replace(log, options=options)
-    plan = retention.plan(would, desk.now_ns, doubt=desk.books.watch.doubt)
+    copied = {offset for cursor in log.cursors.values() for offset in cursor.parked}
+    plan = retention.plan(would, desk.now_ns, doubt=desk.books.watch.doubt, lost=copied)
     kept = [s for i, s in enumerate(log.segments) if log.segment_end(i) > plan.first]
     would = msgspec.structs.replace(would, first=plan.first, segments=kept)
     info = _info(desk.books, would)
