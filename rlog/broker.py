@@ -37,6 +37,7 @@ from .decisions import (
     Make,
     Visible,
     Waiting,
+    watch_clock,
 )
 from .frame import Frame
 
@@ -93,11 +94,25 @@ class Broker:
         else:
             self._queue.append(waiting)
 
-    def open(self, now_ns: int, now: float) -> Decided:
-        """The first frame of a process's life: it took the directory."""
-        self.books.begin_life(now_ns, now)
-        opened = facts.Opened()
-        self.books.state.apply(opened, now_ns)
+    def open(
+        self, now_ns: int, now: float, boot: str = "", uptime_ns: int | None = None
+    ) -> Decided:
+        """The first frame of a process's life: it took the directory.
+
+        ``boot``: the id of the machine's boot, "" if it is not known, and the time since then.
+        """
+        books, state = self.books, self.books.state
+        books.watch.boot = boot
+        books.watch.stored_ns = max((log.time_max_ns for log in state.logs.values()), default=0)
+        difference_ns: int | None = state.difference_ns
+        if not boot or boot != state.boot:
+            # What the clock should say is not known, but that time does not go back.
+            difference_ns = now_ns - (round(now * 1e9) if uptime_ns is None else uptime_ns)
+            if now_ns < books.watch.stored_ns:
+                difference_ns = None
+        books.begin_life(now_ns, now)
+        opened = facts.Opened(boot, difference_ns)
+        state.apply(opened, now_ns)
         return Decided(Frame(now_ns, facts.encode([opened]), []), True, None, [], [], [])
 
     @property
@@ -124,7 +139,12 @@ class Broker:
             self._queue.appendleft(called.pop())
 
     def decide(
-        self, now_ns: int, bytes_goal: int = FRAME_BYTES_GOAL, *, now: float
+        self,
+        now_ns: int,
+        bytes_goal: int = FRAME_BYTES_GOAL,
+        *,
+        now: float,
+        uptime_ns: int | None = None,
     ) -> Decided | None:
         """Decide what waits, up to one frame; None if nothing does.
 
@@ -132,7 +152,9 @@ class Broker:
         """
         if not self._queue:
             return None
-        desk = Desk(self.books, now_ns, now)
+        desk = Desk(self.books, now_ns, now, uptime_ns)
+        if self.books.watch.dated:
+            watch_clock(desk)
         replies = []
         while self._queue and desk.takes(self._queue[0], bytes_goal):
             waiting = self._queue.popleft()
@@ -260,6 +282,10 @@ class Broker:
             self.books.failed = reason
             logger.critical("writing has ended: %s", reason)
         self.sync_due = None
+        for log in {*self.books.watch.blocked, *self.books.watch.trims}:
+            self.books.call_blocked(log)
+            self.books.call_trims(log)
+        self._take_called()
         for waiting, _make in decided.replies if decided is not None else ():
             waiting.peer.answer(
                 waiting.request, protocol.error_control(self._unknown(waiting, reason))

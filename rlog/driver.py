@@ -19,7 +19,8 @@ from . import checkpoint as checkpoints
 from . import facts
 from .broker import FRAME_BYTES_GOAL, Broker, Decided
 from .checkpoint import Checkpoint, Tail
-from .decisions import Books
+from .decisions import NOBODY, Books, Copying, Waiting, copying
+from .files import Boot
 from .frame import Frame
 from .journal import LocalJournal, NoSpace, Outcome, batch_bytes_max
 from .recovery import recover
@@ -82,6 +83,7 @@ class Driver:
         dirty_max: int,
         clock: Callable[[], float],
         wall: Callable[[], int],
+        boot: Boot,
     ) -> None:
         self.broker = broker
         self.journal = journal
@@ -91,9 +93,10 @@ class Driver:
         self._dirty_max = dirty_max
         self._clock = clock
         self._wall = wall
+        self._uptime_ns = boot.uptime_ns
         self._witness_due: float | None = None  # a sync that no frame records yet
         # The first frame, until it is written.
-        self._opening: Decided | None = broker.open(wall(), clock())
+        self._opening: Decided | None = broker.open(wall(), clock(), boot.id, boot.uptime_ns())
         self._again_at = 0.0  # not before then is space tried for again
         self._flying = False  # a flight was begun and is not finished
         self._pending = self._marks[-1]  # the number of a checkpoint under way
@@ -143,7 +146,9 @@ class Driver:
             room_min = min(ROOM_MIN, self.journal.file_bytes // 4)
             books.stuck = books.full if self.journal.room < room_min else None
         # Where writing has ended, what only reads is still answered, and the rest refused.
-        return self.broker.decide(self._wall(), goal, now=self._clock())
+        return self.broker.decide(
+            self._wall(), goal, now=self._clock(), uptime_ns=self._uptime_ns()
+        )
 
     def _append(self, decided: Decided) -> Flight | None:
         assert decided.frame is not None
@@ -263,6 +268,16 @@ class Driver:
             books.stuck = books.full
         self._again_at = self._clock() + AGAIN_SECONDS
 
+    # --- parked records at a trim -------------------------------------------------------------
+
+    def copying(self) -> Copying | None:
+        """A look at the disk that a trim waits for; it may run beside the work."""
+        return copying(self.broker.books, self._clock())
+
+    def copied(self, look: Copying) -> None:
+        """It is done."""
+        self.broker.submit(Waiting(NOBODY, 0, look.request()))
+
     # --- checkpoints --------------------------------------------------------------------------
 
     @property
@@ -361,11 +376,17 @@ class Driver:
 
 
 def open_driver(
-    files: Files, limits: Limits, *, clock: Callable[[], float], wall: Callable[[], int]
+    files: Files,
+    limits: Limits,
+    *,
+    clock: Callable[[], float],
+    wall: Callable[[], int],
+    boot: Boot | None = None,
 ) -> Driver:
     """Recover a data directory and stand a broker and its driver on it.
 
-    Raises Refused, or OSError.
+    ``boot``: of the machine; None: nothing is known of it, and ``clock`` stands in. Raises Refused,
+    or OSError.
     """
     recovered = recover(
         files,
@@ -390,4 +411,5 @@ def open_driver(
         dirty_max=limits.files_max // 8,
         clock=clock,
         wall=wall,
+        boot=boot or Boot("", lambda: round(clock() * 1e9)),
     )

@@ -31,7 +31,7 @@ from rlog_client.protocol import ProtocolError
 from rlog_client.transport import Transport, until
 
 from .driver import Driver, Limits, attempt, open_driver
-from .files import PAGE, Disk, Lock
+from .files import PAGE, Disk, Lock, this_boot
 from .files import Locked as Locked
 from .journal import Refused as Refused
 from .peer import Hub, Peer
@@ -433,7 +433,9 @@ class EmbeddedTransport(Transport):
 
 
 def _open(directory: str, limits: Limits) -> Driver:
-    driver = open_driver(Disk(directory), limits, clock=time.monotonic, wall=time.time_ns)
+    driver = open_driver(
+        Disk(directory), limits, clock=time.monotonic, wall=time.time_ns, boot=this_boot()
+    )
     flight = driver.open()
     if flight is not None:
         driver.finish(flight, driver.journal.wait(flight.number))

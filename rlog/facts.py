@@ -16,15 +16,35 @@ if TYPE_CHECKING:
 
 
 class Options(Struct, frozen=True, forbid_unknown_fields=True):
-    """A log's options as they are stored. ``sync`` None: the server's own policy."""
+    """A log's options as they are stored. ``sync`` None: the server's own policy.
+
+    ``max_total_bytes``, ``max_file_age`` and ``blocking_minimum_retention`` (seconds) None: no
+    bound. ``protected``: consumers by name, sorted.
+    """
 
     sync: str | None = None
     file_roll_size: int = 64 << 20
     key_index: bool = False
+    max_total_bytes: int | None = None
+    max_file_age: float | None = None
+    blocking_minimum_retention: float | None = None
+    protected: tuple[str, ...] = ()
+
+    @property
+    def retains(self) -> bool:
+        """Something is to be trimmed some day."""
+        return self.max_total_bytes is not None or self.max_file_age is not None
 
 
 class Opened(Struct, frozen=True, array_like=True, tag=1):
-    """A process took the directory: every claim is over, every epoch stays."""
+    """A process took the directory: every claim is over, every epoch stays.
+
+    ``boot``: the id of the machine's boot. ``difference_ns``: what the wall clock is ahead of the
+    time since that boot, as it is believed; None: it is not believed yet.
+    """
+
+    boot: str = ""
+    difference_ns: int | None = None
 
 
 class Appended(Struct, frozen=True, array_like=True, tag=2):
@@ -53,10 +73,14 @@ class Deleted(Struct, frozen=True, array_like=True, tag=5):
 
 
 class Trimmed(Struct, frozen=True, array_like=True, tag=6):
-    """Segments that end at or below ``first`` are gone; it is the log's new first offset."""
+    """Segments that end at or below ``first`` are gone; it is the log's new first offset.
+
+    ``copies``: parked records that are kept all the same: consumer, offset, a batch of that one.
+    """
 
     log: int
     first: int
+    copies: list[tuple[str, int, bytes]] = []
 
 
 class Claimed(Struct, frozen=True, array_like=True, tag=7):
@@ -225,6 +249,20 @@ class Transacted(Struct, frozen=True, array_like=True, tag=23):
     dropped: list[int] = []
 
 
+class Doubted(Struct, frozen=True, array_like=True, tag=24):
+    """The wall clock is not believed from here on: what is appended has no age that counts."""
+
+
+class Trusted(Struct, frozen=True, array_like=True, tag=25):
+    """The wall clock is believed again, or for the first time since ``boot``; fields as of Opened.
+
+    What was appended under doubt counts as appended now.
+    """
+
+    boot: str
+    difference_ns: int
+
+
 class Joined(Struct, frozen=True, array_like=True, tag=29):
     """A member of a shared consumer has claimed; ``epoch`` is its own, and names it.
 
@@ -291,6 +329,8 @@ Fact = (
     | Named
     | Dropped
     | Transacted
+    | Doubted
+    | Trusted
     | Joined
     | Vanished
     | Completed

@@ -18,10 +18,11 @@ import errno
 import fcntl
 import os
 import resource
-from typing import TYPE_CHECKING, Final, Protocol
+import time
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 PAGE: Final = 4096
 _PIECES_MAX: Final = 64  # of one writev: beyond that, joining the pieces is cheaper
@@ -203,6 +204,23 @@ class Disk:
             os.fsync(fd)
         finally:
             os.close(fd)
+
+
+class Boot(NamedTuple):
+    """This run of the machine: its id, "" if that cannot be known, and the ns since it began, time
+    asleep included.
+    """
+
+    id: str
+    uptime_ns: Callable[[], int]
+
+
+def this_boot() -> Boot:
+    clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+    boot = ""
+    with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id") as file:
+        boot = file.read().strip()
+    return Boot(boot, lambda: time.clock_gettime_ns(clock))
 
 
 class Locked(Exception):

@@ -17,6 +17,7 @@ from rlog_client.errors import Gap, NotFound, RlogError, StorageFailed
 
 from .decisions import Unreadable, Vanish
 from .dispatch import Loss, Lot
+from .log import Chunk
 from .segment import Damage, path
 from .subscription import Read, damaged
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from . import state
     from .decisions import Books, Grant
     from .dispatch import Dispatch, Mate
-    from .log import Chunk
     from .subscription import Outlet
 
 logger = logging.getLogger("rlog.membership")
@@ -171,6 +171,9 @@ class Membership:
 
     def _read(self, log: state.Log, offset: int, why: str) -> Read | None:
         if offset < log.first:
+            if why == "key" and (copy := self._copy_of(offset)):
+                self._key_found(Chunk(memoryview(copy), offset + 1, 0))
+                return self.next_read()
             if why == "key":
                 self._cannot_read(offset, "it was removed", damaged=False)
             return None  # decided, and seen to when that is durable
@@ -187,6 +190,11 @@ class Membership:
         read = Read(self.books.files[log.id], extent, position, offset, size)
         self._reading = (read, why)
         return read
+
+    def _copy_of(self, offset: int) -> bytes:
+        """A parked record that outlived its place in the log."""
+        parked = self._dispatch.cursor.parked.get(offset)
+        return parked.copy if parked is not None else b""
 
     # --- what was read ------------------------------------------------------------------------
 
@@ -268,6 +276,10 @@ class Membership:
         """
         dispatch, mate = self._dispatch, self._mate
         for offset in self._given:
+            if offset < log.first and (copy := self._copy_of(offset)):
+                if offset not in mate.sent:
+                    self._send_batch(Lot(offset, offset + 1, 0, 0, len(copy)), memoryview(copy))
+                continue
             lot = dispatch.lot_of(offset)
             if lot is None or lot.base not in mate.sent:
                 if offset < log.first:
@@ -289,6 +301,9 @@ class Membership:
         gone = [offset for offset in self._given if offset < log.first]
         self._given = [offset for offset in self._given if offset >= log.first]
         for offset in gone:
+            if dispatch.cursor.is_settled(offset):
+                self._cannot_read(offset, "it was removed", damaged=False)
+                continue
             mate.losses.append(Loss(offset, offset + 1, self._gap(offset, offset + 1)))
             self._answer(mate.losses[-1].error, offset + 1)
         dispatch.lose_hands(mate, gone)
@@ -301,7 +316,11 @@ class Membership:
             error = damaged(self._name, path(self.log, read.extent.base), found)
             gone = [offset for offset in self._given if found.first <= offset < found.end]
             self._given = [offset for offset in self._given if offset not in gone]
-            self._mate.losses += [Loss(offset, offset + 1, error) for offset in gone]
+            for offset in gone:
+                if self._dispatch.cursor.is_settled(offset):
+                    self._cannot_read(offset, found.reason, damaged=True)
+                else:
+                    self._mate.losses.append(Loss(offset, offset + 1, error))
             self._dispatch.lose_hands(self._mate, gone)
             self._answer(error, found.end)
             self._after_loss()

@@ -52,6 +52,7 @@ _LISTINGS: Final = (
     protocol.ListSegments,
     protocol.ListParked,
     protocol.ListProducers,
+    protocol.ReadParked,
 )
 _Placed = (
     protocol.Resolve | protocol.Subscribe | protocol.Claim | protocol.SeekCursor | protocol.TrimLog
@@ -109,12 +110,16 @@ class Hub(ABC):
                 peer.raised(log)
 
     def upkeep_due(self) -> Upkeep | None:
-        """What keeps the journal small and its next file ready; to be asked between flights."""
+        """What keeps the journal small and its next file ready, and looks at the disk for trims; to
+        be asked between flights.
+        """
         if self.driver.checkpoint_due:
             job = self.driver.begin_checkpoint()
             return None if job is None else Upkeep(job, self.driver.finish_checkpoint)
         if self.driver.spare_wanted:
             return Upkeep(self.driver.journal.prepare, self.driver.prepared)
+        if (look := self.driver.copying()) is not None:
+            return Upkeep(look.run, lambda _result: self.driver.copied(look))
         return None
 
 

@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from rlog_client.errors import InvalidRequest
 
-_UNITS: Final = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
+_UNITS: Final = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
 _TIMES: Final = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 BYTES_POLICY_SECONDS: Final = 1.0
 _TEXT_MAX: Final = 32  # characters

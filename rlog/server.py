@@ -18,7 +18,7 @@ from rlog_client.errors import Overloaded
 from .config import Config, notify_manager
 from .connection import Connection, TaskHub
 from .driver import Driver, Flight, attempt, open_driver
-from .files import Disk, Lock, raise_file_limit, remove_socket
+from .files import Disk, Lock, raise_file_limit, remove_socket, this_boot
 from .journal import LocalJournal, Outcome
 
 if TYPE_CHECKING:
@@ -406,7 +406,9 @@ async def serve(config: Config) -> None:
         began = time.monotonic()
         files = Disk(config.data_dir)
         limits = config.limits._replace(files_max=min(descriptors, config.limits.files_max))
-        driver = open_driver(files, limits, clock=trio.current_time, wall=time.time_ns)
+        driver = open_driver(
+            files, limits, clock=trio.current_time, wall=time.time_ns, boot=this_boot()
+        )
         server = Server(driver, descriptors - min(DESCRIPTORS_RESERVED, descriptors // 2))
         async with trio.open_nursery() as nursery:
             with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:

@@ -51,7 +51,7 @@ class Owner(Struct, array_like=True):
 
 class Parked(Struct, array_like=True):
     """A record put aside. ``redriven``: it waits to be delivered again; ``attempts`` and the rest
-    are then of this second life.
+    are then of this second life. ``copy``: a batch of it alone, once a trim has come that far.
     """
 
     reason: str
@@ -61,6 +61,7 @@ class Parked(Struct, array_like=True):
     redriven: bool = False
     failed_ns: int = 0
     delay_ns: int = 0
+    copy: bytes = b""
 
 
 class Cursor(Struct, array_like=True):
@@ -261,6 +262,10 @@ class Producer(Struct, array_like=True):
         return known
 
 
+ROLL_MIN: Final = 4096
+ROLLS: Final = 4  # files, at least, into which what a log may hold is divided
+
+
 class Transaction(NamedTuple):
     """One that was done: its number, its time, and of each batch (log, first offset, end)."""
 
@@ -293,7 +298,10 @@ def _number(transaction: Transaction) -> int:
 
 
 class Log(Struct, array_like=True):
-    """A log: offsets ``first`` to ``end`` (exclusive), in segments sorted by base."""
+    """A log: offsets ``first`` to ``end`` (exclusive), in segments sorted by base.
+
+    ``begun_ns``: when the first record of the last segment was appended.
+    """
 
     id: int
     name: str
@@ -306,6 +314,7 @@ class Log(Struct, array_like=True):
     producers: dict[int, Producer] = {}
     owner: Owner = msgspec.field(default_factory=Owner)
     keys: dict[Key, int] = {}  # the last offset of each key, of a log with a key index
+    begun_ns: int = 0
 
     @property
     def bytes(self) -> int:
@@ -334,12 +343,24 @@ class Log(Struct, array_like=True):
                 return producer, entry
         return None
 
-    def place(self, batch_bytes: int) -> Place:
-        """Where a batch of so many bytes goes. The roll is decided *before* the write: only one
-        oversized batch may exceed ``file_roll_size``, alone in its file."""
+    @property
+    def roll_bytes(self) -> int:
+        """How large a segment gets: what is trimmed goes by whole segments, so that one alone must
+        not be all that the log may hold.
+        """
+        roll, total = self.options.file_roll_size, self.options.max_total_bytes
+        return roll if total is None else min(roll, max(total // ROLLS, ROLL_MIN))
+
+    def place(self, batch_bytes: int, time_ns: int = 0) -> Place:
+        """Where a batch of so many bytes goes, appended at ``time_ns``. The roll is decided
+        *before* the write: only one oversized batch may exceed ``roll_bytes``, alone in its file.
+
+        A segment rolls by age as well: else a slow log would never let go of what is old.
+        """
         if self.segments:
-            last = self.segments[-1]
-            if last.bytes + batch_bytes <= self.options.file_roll_size:
+            last, age = self.segments[-1], self.options.max_file_age
+            aged = age is not None and (time_ns - self.begun_ns) * ROLLS > age * 1e9
+            if last.bytes + batch_bytes <= self.roll_bytes and not aged:
                 return Place(self.id, last.base, last.bytes, False)
         return Place(self.id, self.end, 0, True)
 
@@ -395,11 +416,18 @@ class Append(NamedTuple):
 
 
 class State(Struct, array_like=True):
-    """All of it. ``next_log``: the id that the next log will get; ids are never used again."""
+    """All of it. ``next_log``: the id that the next log will get; ids are never used again.
+
+    ``boot`` and ``difference_ns``: as of Opened. ``doubted``: while the clock is not believed,
+    where each log ended when that began.
+    """
 
     logs: dict[int, Log] = {}
     next_log: int = 1
     clients: dict[int, Client] = {}  # that did transactions
+    boot: str = ""
+    difference_ns: int | None = None
+    doubted: dict[int, int] | None = None
 
     def by_name(self, name: str) -> Log | None:
         # A scan: opening a log by name is rare, and one map fewer has to be kept true.
@@ -415,7 +443,8 @@ class State(Struct, array_like=True):
         match fact:
             case facts.Appended(raw, keys):
                 return self._append(raw, keys)
-            case facts.Opened():
+            case facts.Opened(boot, difference_ns):
+                self.boot, self.difference_ns = boot, difference_ns
                 for each in self.logs.values():
                     each.owner.held = False
                     for cursor in each.cursors.values():
@@ -432,6 +461,11 @@ class State(Struct, array_like=True):
                     self.clients.pop(silent, None)
                 done = Transaction(number, time_ns, appends)
                 self.clients.setdefault(client, Client()).note(done)
+            case facts.Doubted():
+                self.doubted = {log.id: log.end for log in self.logs.values()}
+            case facts.Trusted(boot, difference_ns):
+                self.boot, self.difference_ns = boot, difference_ns
+                self._date(time_ns)
             case _:
                 self._change(self.logs[fact.log], fact, time_ns)
         return None
@@ -440,7 +474,9 @@ class State(Struct, array_like=True):
         match fact:
             case facts.Altered(_, options):
                 log.options = options
-            case facts.Trimmed(_, first):
+            case facts.Trimmed(_, first, copies):
+                for consumer, offset, copy in copies:
+                    log.cursors[consumer].parked[offset].copy = copy
                 self._trim(log, first)
             case facts.Named(_, producer, name, epoch, exclusive):
                 entry = log.producers.setdefault(producer, Producer(name))
@@ -509,9 +545,10 @@ class State(Struct, array_like=True):
         log = self.logs[header.log]
         assert header.base == log.end, "offsets are dense"
         size = HEADER_BYTES + header.body_bytes
-        place = log.place(size)
+        place = log.place(size, header.time_ns)
         log.time_max_ns = max(log.time_max_ns, header.time_ns)
         if place.new:
+            log.begun_ns = header.time_ns
             log.segments.append(Segment(header.base, size, log.time_max_ns))
         else:
             segment = log.segments[-1]
@@ -539,6 +576,17 @@ class State(Struct, array_like=True):
         log.first = first
         if log.keys:
             log.keys = {key: offset for key, offset in log.keys.items() if offset >= first}
+
+    def _date(self, time_ns: int) -> None:
+        """What was appended under doubt was appended by now: its own times may be off by years, to
+        either side, and are no reason to remove it or to keep it.
+        """
+        for log in self.logs.values():
+            began = self.doubted.get(log.id, 0) if self.doubted is not None else log.end
+            for index, segment in enumerate(log.segments):
+                if log.segment_end(index) > began:
+                    segment.time_max_ns = log.time_max_ns = log.begun_ns = time_ns
+        self.doubted = None
 
     def segments(self) -> set[tuple[int, int]]:
         """Every segment there should be: (log id, base)."""
@@ -592,7 +640,11 @@ def _settle(cursor: Cursor, fact: VerdictFact, time_ns: int) -> None:
 def _put_aside(cursor: Cursor, fact: facts.Parked, time_ns: int) -> None:
     """A record is parked, or passed over for good, and counts for the breaker."""
     if fact.keep:
-        cursor.parked[fact.offset] = Parked(fact.reason, fact.error, fact.attempts, time_ns)
+        before = cursor.parked.get(fact.offset)
+        copy = before.copy if before is not None else b""
+        cursor.parked[fact.offset] = Parked(
+            fact.reason, fact.error, fact.attempts, time_ns, copy=copy
+        )
     else:
         cursor.parked.pop(fact.offset, None)
     # (Of one that is paused the streak stays: it is what a success redrives.)

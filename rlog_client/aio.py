@@ -47,6 +47,7 @@ from .model import (
     Item,
     LogInfo,
     LogOptions,
+    OutOfRange,
     Parked,
     ProducerInfo,
     Receipt,
@@ -277,8 +278,9 @@ class AsyncReader(AsyncSource, ReaderSteps):
         *,
         until: Whence | None,
         block: bool,
+        on_out_of_range: OutOfRange,
     ) -> None:
-        super().__init__(transport, log, log_id, block)
+        super().__init__(transport, log, log_id, block, on_out_of_range)
         check_whence(whence)
         if until is not None:
             check_whence(until)
@@ -834,10 +836,23 @@ class AsyncLog:
         return await self._list(ListProducers(self._id), ProducerInfo)
 
     def reader(
-        self, whence: Whence, *, until: Whence | None = None, block: bool = True
+        self,
+        whence: Whence,
+        *,
+        until: Whence | None = None,
+        block: bool = True,
+        on_out_of_range: OutOfRange = "error",
     ) -> AsyncReader:
         """Read from ``whence`` on, up to ``until``. As ``Log.reader``, but placed on entering."""
-        reader = AsyncReader(self._transport, self.name, self._id, whence, until=until, block=block)
+        reader = AsyncReader(
+            self._transport,
+            self.name,
+            self._id,
+            whence,
+            until=until,
+            block=block,
+            on_out_of_range=on_out_of_range,
+        )
         self._client._made.add(reader)
         return reader
 
@@ -853,6 +868,7 @@ class AsyncLog:
         takeover: bool = False,
         autocommit: bool = False,
         hand_seconds: float | None = None,
+        on_out_of_range: OutOfRange = "error",
     ) -> AsyncConsumer:
         """Read with a durable cursor on the server; see ``AsyncConsumer`` and ``Log.consumer``."""
         consumer = (AsyncMember if shared else AsyncConsumer)(
@@ -866,6 +882,7 @@ class AsyncLog:
             standby=standby,
             takeover=takeover,
             hand_seconds=hand_seconds,
+            on_out_of_range=on_out_of_range,
         )
         self._client._made.add(consumer)
         return consumer

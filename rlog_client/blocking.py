@@ -13,7 +13,7 @@ from msgspec import Struct
 from .batch import RECORD_OVERHEAD
 from .consumer import ConsumerSteps
 from .member import MemberSteps
-from .model import Backoff, Bytes, Item, Receipt, Record, Verdict, Whence
+from .model import Backoff, Bytes, Item, OutOfRange, Receipt, Record, Verdict, Whence
 from .process import ConsumerProcess, Escaped, OnExhausted, Process, process
 from .producer import Batch, ProducerSteps, receipt_at
 from .sharing import MemberProcess
@@ -34,6 +34,7 @@ class Source(SourceSteps, Iterator[Record]):
 
     Iterating ends at the end as it stood when the iteration began with ``block=False``, and waits
     for more otherwise. A loop that is left in the middle loses nothing: the rest comes next.
+    ``skipped_records``: how many were left out by ``on_out_of_range``.
     """
 
     _transport: Transport
@@ -159,8 +160,9 @@ class Reader(Source, ReaderSteps):
         *,
         until: Whence | None,
         block: bool,
+        on_out_of_range: OutOfRange,
     ) -> None:
-        super().__init__(transport, log, log_id, block)
+        super().__init__(transport, log, log_id, block, on_out_of_range)
         transport.run(self._begin_at(whence, until))
 
 

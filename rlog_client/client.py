@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Sequence
 from types import GenericAlias
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, Unpack, cast
 from weakref import WeakSet
@@ -23,6 +24,7 @@ from .model import (
     Item,
     LogInfo,
     LogOptions,
+    OutOfRange,
     Parked,
     ProducerInfo,
     Receipt,
@@ -175,8 +177,9 @@ class Log:
         ``expect``: what the log's end has to be. ``expect_key``: what the last offset of this
         record's key has to be, -1 for none yet; for logs with ``key_index=True``. Else Conflict,
         with what is there: nothing was appended. A lost answer is asked for again, and is the
-        first one, whatever was appended since. TooLarge. DiskFull: nothing was
-        appended. OutcomeUnknown: the answer was lost, and the record may be in the log.
+        first one, whatever was appended since. TooLarge. DiskFull: nothing was appended; where that
+        is for ``blocking_minimum_retention``, it has waited for 5 s. OutcomeUnknown: the answer was
+        lost, and the record may be in the log.
         """
         item = Item(value, key, headers, event_time_ns)
         columns = column_of(item, self._transport.session.limits)
@@ -231,15 +234,32 @@ class Log:
         """The log's producers with a name, and the one that owns it."""
         return self._transport.run(listing(self._transport, ListProducers(self._id), ProducerInfo))
 
-    def reader(self, whence: Whence, *, until: Whence | None = None, block: bool = True) -> Reader:
+    def reader(
+        self,
+        whence: Whence,
+        *,
+        until: Whence | None = None,
+        block: bool = True,
+        on_out_of_range: OutOfRange = "error",
+    ) -> Reader:
         """Read from ``whence`` on, up to ``until`` (exclusive; LATEST is the end as it is now).
 
         ``block=False`` ends iterating at the end as it stood when it began. OffsetOutOfRange:
         ``whence`` is outside the log. Reading raises Gap when what comes next was trimmed,
         CorruptData when it is damaged (each once; what follows comes next), and NotFound when the
-        log was deleted.
+        log was deleted. ``on_out_of_range``: "oldest" or "latest" has a warning in the log in place
+        of OffsetOutOfRange and Gap, goes on there, and counts in ``skipped_records`` what is left
+        out; ``seek`` raises all the same.
         """
-        reader = Reader(self._transport, self.name, self._id, whence, until=until, block=block)
+        reader = Reader(
+            self._transport,
+            self.name,
+            self._id,
+            whence,
+            until=until,
+            block=block,
+            on_out_of_range=on_out_of_range,
+        )
         self._client._made.add(reader)
         return reader
 
@@ -255,6 +275,7 @@ class Log:
         takeover: bool = False,
         autocommit: bool = False,
         hand_seconds: float | None = None,
+        on_out_of_range: OutOfRange = "error",
     ) -> Consumer:
         """Read with a durable cursor on the server; see ``Consumer``.
 
@@ -272,7 +293,8 @@ class Log:
 
         Its claim raises Busy while somebody else holds it, OffsetOutOfRange for a ``start`` outside
         the log, and NotFound when the log was deleted. After that its uses raise Fenced when the
-        claim is lost, as by a deletion, and reading raises Gap and CorruptData as a reader's does.
+        claim is lost, as by a deletion, and reading raises Gap and CorruptData as a reader's does;
+        ``on_out_of_range`` is the same, too, and the next commit passes what is left out.
         """
         consumer = (Member if shared else Consumer)(
             self._transport,
@@ -285,6 +307,7 @@ class Log:
             standby=standby,
             takeover=takeover,
             hand_seconds=hand_seconds,
+            on_out_of_range=on_out_of_range,
         )
         self._client._made.add(consumer)
         return consumer
@@ -319,8 +342,9 @@ class Log:
     def trim(self, before: Whence) -> int:
         """Let whole segments below ``before`` go: the log's new first offset.
 
-        The segment of the lowest parked record, and all that follow it, stay until that is done
-        with. OffsetOutOfRange: ``before`` is outside the log. NotFound: the log was deleted.
+        What a protected consumer has not committed stays. Parked records are copied into their
+        consumers' own store, up to 8 MiB of each; beyond that they stay, and all that follows.
+        OffsetOutOfRange: ``before`` is outside the log. NotFound: the log was deleted.
         OutcomeUnknown: the answer was lost, and they may be gone.
         """
         return self._transport.call(TrimLog(self._id, check_whence(before)), Place).offset
@@ -477,7 +501,13 @@ def checked_options(options: Mapping[str, object]) -> dict[str, Any]:
     for name in options:
         if name not in _OPTIONS:
             raise TypeError(f"{name!r} is no option of a log: {', '.join(sorted(_OPTIONS))}")
-    return dict(options)
+    checked = dict(options)
+    if "protected" in checked:
+        protected = checked["protected"]
+        if isinstance(protected, str) or not isinstance(protected, Sequence):
+            raise TypeError(f"protected is a sequence of consumer IDs, not {protected!r}")
+        checked["protected"] = [consumer_name(each) for each in protected]
+    return checked
 
 
 def _check_batch(size: int, limit: int, index: int | None) -> None:

@@ -51,7 +51,7 @@ from .transaction import transacting
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from .model import Global, Verdict, Whence
+    from .model import Global, OutOfRange, Verdict, Whence
     from .steps import Link, Steps
 
 COMMITS_MAX: Final = 64  # in flight of one consumer, with wait=False
@@ -104,8 +104,9 @@ class ConsumerSteps(SourceSteps):
         standby: bool,
         takeover: bool,
         hand_seconds: float | None,
+        on_out_of_range: OutOfRange,
     ) -> None:
-        super().__init__(transport, log, log_id, block)
+        super().__init__(transport, log, log_id, block, on_out_of_range)
         self._reads_as = self._consumer = consumer_name(consumer_id)
         self._start = check_whence(start)
         self._autocommit = autocommit
@@ -228,11 +229,23 @@ class ConsumerSteps(SourceSteps):
             self._transport.serve()  # the claim may have been lost since: then the stock is void
             if self._unsure:
                 yield from self._find_out()
-        elif (yield from self._claim()):
+        elif (yield from self._claim_in_range()):
             yield from self._attach()
         else:
             return
         yield from self._commit_last()
+
+    def _claim_in_range(self) -> Steps[bool]:
+        try:
+            return (yield from self._claim())
+        except OffsetOutOfRange:
+            if self._out_of_range == "error":
+                raise
+        asked, self._start = self._start, self._elsewhere
+        claimed = yield from self._claim()
+        if claimed:
+            self._note_start(asked, self._acknowledged)
+        return claimed
 
     def _claim(self) -> Steps[bool]:
         """False: ``stop()`` came before its turn."""
@@ -573,9 +586,13 @@ class ConsumerSteps(SourceSteps):
         try:
             return super()._run(end)
         except (OffsetOutOfRange, CorruptData) as lost:
-            if lost.first <= max(self._done, self._lost_end):
-                self._lost_end = max(self._lost_end, lost.end)
+            self._pass_over(lost.first, lost.end)
             raise
+
+    def _pass_over(self, first: int, end: int) -> None:
+        # The next commit is one through all of it, unless something before it is not committed.
+        if first <= max(self._done, self._lost_end):
+            self._lost_end = max(self._lost_end, end)
 
     def _stamped(self, record: Record) -> Record:
         """With its number of attempts."""
@@ -648,7 +665,9 @@ class ConsumerSteps(SourceSteps):
             self._recalled = True
             due = monotonic() + taken.wait_seconds
             try:
-                record = yield from picking(self._transport, self._log, self._log_id, taken.offset)
+                record = yield from picking(
+                    self._transport, self._log, self._log_id, self._consumer, taken.offset
+                )
             except (OffsetOutOfRange, CorruptData) as error:
                 yield from self._give_up_on(taken, error)
             else:

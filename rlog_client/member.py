@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from .batch import HEADER_BYTES, Columns, Header, InvalidBatch, decode, parse_header
 from .consumer import ConsumerSteps, named
-from .errors import CorruptData, Fenced, InvalidRequest, RlogError
+from .errors import CorruptData, Fenced, Gap, InvalidRequest, OffsetOutOfRange, RlogError
 from .model import NO_HEADERS, Commit, Record
 from .protocol import (
     Assigned,
@@ -44,7 +44,7 @@ from .transaction import transacting
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from .model import Global, Verdict, Whence
+    from .model import Global, OutOfRange, Verdict, Whence
     from .session import Call, Chunk, Subscription
     from .steps import Link, Steps
 
@@ -96,6 +96,7 @@ class MemberSteps(ConsumerSteps):
         standby: bool,
         takeover: bool,
         hand_seconds: float | None,
+        on_out_of_range: OutOfRange,
     ) -> None:
         super().__init__(
             transport,
@@ -108,6 +109,7 @@ class MemberSteps(ConsumerSteps):
             standby=standby,
             takeover=takeover,
             hand_seconds=hand_seconds,
+            on_out_of_range=on_out_of_range,
         )
         if standby or takeover:
             raise InvalidRequest("a shared consumer has many members: no standby, no takeover")
@@ -399,20 +401,21 @@ class MemberSteps(ConsumerSteps):
             each = stock[0]
             if isinstance(each, Damaged):
                 stock.popleft()
-                raise self._loss(raised(each.error))
-            if isinstance(each, Assigned):
+                error = raised(each.error)
+                if isinstance(error, OffsetOutOfRange | CorruptData):
+                    # Whoever is told of it passes over it, with what it settles next.
+                    self._passed.append((error.first, error.end))
+                if not isinstance(error, Gap) or self._out_of_range == "error":
+                    raise error
+                # (To go on at the log's end is not for one member to decide.)
+                _logger.warning("log %s: %s", self._log, error)
+                self.skipped_records += error.end - error.first
+            elif isinstance(each, Assigned):
                 stock.popleft()
                 self._assigned(each)
             else:
                 self._keep(each)
                 stock.popleft()
-
-    def _loss(self, error: RlogError) -> RlogError:
-        """Whoever is told of it passes over it, with what it settles next."""
-        begin, end = getattr(error, "first", None), getattr(error, "end", None)
-        if begin is not None and end is not None:
-            self._passed.append((begin, end))
-        return error
 
     def _keep(self, chunk: Chunk) -> None:
         try:

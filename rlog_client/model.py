@@ -158,6 +158,9 @@ def check_consumer(name: str, what: str = "a consumer ID") -> None:
         raise InvalidRequest(f"{what} has no control characters: {name!r}")
 
 
+# What to do where a log has no such offset (any more): raise, or go on at one of its ends.
+OutOfRange: TypeAlias = Literal["error", "oldest", "latest"]
+
 SECONDS_MAX: Final = 366 * 86_400.0
 
 
@@ -254,16 +257,29 @@ class LogOptions(TypedDict, total=False):
     ``sync``: "always" (the default) | "periodic:1s" | "bytes:1MiB" | "never".
     ``file_roll_size``: bytes of a segment file, 64 MiB by default. ``key_index``: the server knows
     the last offset of every key, which costs it memory per key; only for a log that is new.
+
+    Retention; None, the default, keeps everything, and what goes goes by whole segments, the oldest
+    first. ``max_total_bytes``: more than that the log does not hold, but for one larger batch.
+    ``max_file_age``: a record is gone when it is so many seconds old, or up to a quarter more.
+    ``blocking_minimum_retention``: rather than remove what is younger than so many seconds for
+    ``max_total_bytes``, appends wait, and after 5 s are refused (DiskFull). ``protected``: no trim
+    passes what these consumers have not committed, nor anything as long as they have no cursor.
     """
 
     sync: str
     file_roll_size: int
+    max_total_bytes: int | None
+    max_file_age: float | None
+    blocking_minimum_retention: float | None
+    protected: Sequence[str | Global]
     key_index: bool
 
 
 class LogInfo(Struct, frozen=True):
     """A log as it stands: offsets ``first`` to ``end`` (exclusive), of which those below
     ``synced_end`` are synced.
+
+    ``retention``: why it is not trimmed further though it is due, if that is so.
     """
 
     name: str
@@ -274,6 +290,7 @@ class LogInfo(Struct, frozen=True):
     bytes: int
     options: dict[str, Any]
     owner: str | None = None
+    retention: str | None = None
 
 
 class Member(Struct, frozen=True):

@@ -9,9 +9,18 @@ from typing import TYPE_CHECKING, Final, cast
 
 import msgspec
 
+from .batch import HEADER_BYTES, Cut, InvalidBatch, decode, parse_header
 from .errors import CorruptData, OffsetOutOfRange, Unsupported
 from .model import Parked, Record, offset
-from .protocol import Counted, Listing, ListParked, ParkedInfo, Redrive
+from .protocol import (
+    Counted,
+    Listing,
+    ListParked,
+    ParkedCopy,
+    ParkedInfo,
+    ReadParked,
+    Redrive,
+)
 from .source import ReaderSteps
 from .steps import asking, finishing
 
@@ -50,13 +59,35 @@ class Picker(ReaderSteps):
         self._drop()
 
 
-def picking(link: Link, log: str, log_id: int, at: int) -> Steps[Record]:
-    """One record; errors as of ``pick``."""
+def picking(link: Link, log: str, log_id: int, consumer: str, at: int) -> Steps[Record]:
+    """One parked record, from its place or from its copy; errors as of ``pick``."""
     picker = Picker(link, log, log_id)
     try:
-        return (yield from picker.pick(at))
+        return (yield from _wherever(picker, link, log, log_id, consumer, at))
     finally:
         picker.leave()
+
+
+def _wherever(
+    picker: Picker, link: Link, log: str, log_id: int, consumer: str, at: int
+) -> Steps[Record]:
+    try:
+        return (yield from picker.pick(at))
+    except OffsetOutOfRange:
+        return (yield from _reading_copy(link, log, log_id, consumer, at))
+
+
+def _reading_copy(link: Link, log: str, log_id: int, consumer: str, at: int) -> Steps[Record]:
+    """A record whose place was trimmed. OffsetOutOfRange: it was not kept. CorruptData."""
+    call: Call[ParkedCopy] = link.request(ReadParked(log_id, consumer, at), ParkedCopy)
+    yield from finishing(link, call)
+    try:
+        header = parse_header(call.payload)
+        columns = decode(header, call.payload[HEADER_BYTES:])
+    except InvalidBatch as error:
+        text = f"log {log}, the copy of parked record {at}: {error}"
+        raise CorruptData(text, log=log, first=at, end=at + 1) from None
+    return next(Cut(log, header, columns, at, 0).records)
 
 
 def listing_parked(link: Link, log: str, log_id: int, consumer: str) -> Steps[list[Parked]]:
@@ -67,7 +98,12 @@ def listing_parked(link: Link, log: str, log_id: int, consumer: str) -> Steps[li
     try:
         while infos := (yield from _page(link, log_id, consumer, begin)):
             for info in infos:
-                record = yield from _picked(picker, info)
+                picking = (
+                    _reading_copy(link, log, log_id, consumer, info.offset)
+                    if info.copied
+                    else _wherever(picker, link, log, log_id, consumer, info.offset)
+                )
+                record = yield from _picked(picking, info)
                 if record is not None:
                     found.append(
                         Parked(record, info.reason, info.error, info.attempts, info.parked_ns)
@@ -78,10 +114,10 @@ def listing_parked(link: Link, log: str, log_id: int, consumer: str) -> Steps[li
     return found
 
 
-def _picked(picker: Picker, info: ParkedInfo) -> Steps[Record | None]:
+def _picked(picking: Steps[Record], info: ParkedInfo) -> Steps[Record | None]:
     """The record, or None for one that is not to be had: the others are listed all the same."""
     try:
-        record = yield from picker.pick(info.offset)
+        record = yield from picking
     except (OffsetOutOfRange, CorruptData) as error:
         _logger.warning("parked record %d is not to be had: %s", info.offset, error)
         return None

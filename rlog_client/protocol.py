@@ -82,12 +82,13 @@ class Ping(Control):
 
 
 class OpenLog(Control):
-    """-> LogReply. ``options`` count only with ``create``."""
+    """-> LogReply. ``options`` count only with ``create``. ``dry``: only say what would be."""
 
     kind: ClassVar[int] = 3
     name: str
     create: bool = False
     options: dict[str, Any] = {}
+    dry: bool = False
 
 
 class ListLogs(Control):
@@ -104,19 +105,24 @@ class GetLog(Control):
 
 
 class AlterLog(Control):
-    """-> LogReply."""
+    """-> LogReply. ``dry``: only say what would be, and be trimmed at once."""
 
     kind: ClassVar[int] = 6
     log: int
     options: dict[str, Any]
+    dry: bool = False
 
 
 class TrimLog(Control):
-    """-> Place: whole segments below ``before`` go; ``offset`` is the new first offset."""
+    """-> Place: whole segments below ``before`` go; ``offset`` is the new first offset.
+
+    ``dry``: only say what it would be.
+    """
 
     kind: ClassVar[int] = 7
     log: int
     before: Whence
+    dry: bool = False
 
 
 class DeleteLog(Control):
@@ -403,6 +409,15 @@ class ListProducers(Control):
     log: int
 
 
+class ReadParked(Control):
+    """-> ParkedCopy: a parked record whose place was trimmed; OffsetOutOfRange if it was not."""
+
+    kind: ClassVar[int] = 33
+    log: int
+    consumer: str
+    offset: int
+
+
 class LogBatch(Struct, array_like=True):
     """Of a Transact: the batch of one log. ``bytes``: its length in the payload, header included.
 
@@ -639,6 +654,12 @@ class Transacted(Control):
     duplicate: bool = False
 
 
+class ParkedCopy(Control):
+    """Payload: a batch of one record, under the offset and the time that it had in its log."""
+
+    kind: ClassVar[int] = 81
+
+
 class Records(Control):
     """Pushed. Payload: whole batches, contiguous, the first of which holds offset ``first``.
 
@@ -707,7 +728,9 @@ class Standing(Control):
 
 
 class ParkedInfo(Struct, frozen=True):
-    """A parked record, as the server knows it. ``redriven``: it waits to be delivered again."""
+    """A parked record, as the server knows it. ``redriven``: it waits to be delivered again.
+    ``copied``: its place may be trimmed, and ReadParked gives it.
+    """
 
     offset: int
     reason: str
@@ -715,6 +738,7 @@ class ParkedInfo(Struct, frozen=True):
     attempts: int
     parked_ns: int
     redriven: bool
+    copied: bool = False
 
 
 class SegmentInfo(Struct, frozen=True):
@@ -733,14 +757,16 @@ REQUESTS: Final = (
     Subscribe,
     Credit, Unsubscribe, Claim, Release, CommitCursor, SeekCursor, ListCursors, GetCursor,
     DeleteCursor, WaitSynced, ListSegments, Settle, TakeRedriven, ListParked, Redrive, Evict,
-    Resume, Extend, OpenProducer, ListProducers, Transact, CommitRecords,
+    Resume, Extend, OpenProducer, ListProducers, Transact, ReadParked, CommitRecords,
 )  # fmt: skip
 ANSWERS: Final = (
     Welcome, Error, Done, LogReply, Listing, Appended, Place, Claimed, Moved, CursorReply,
-    Committed, Settled, Judged, Taken, Counted, ProducerOpened, Transacted,
+    Committed, Settled, Judged, Taken, Counted, ProducerOpened, Transacted, ParkedCopy,
     Records, Lost, Damaged, Queued, Recall, Assigned, Standing,
 )  # fmt: skip
-_WITH_PAYLOAD: Final = frozenset({Append.kind, Transact.kind, Records.kind, Listing.kind})
+_WITH_PAYLOAD: Final = frozenset(
+    {Append.kind, Transact.kind, Records.kind, Listing.kind, ParkedCopy.kind}
+)
 _encode: Final = msgspec.msgpack.Encoder().encode
 
 

@@ -11,6 +11,7 @@ advanced after, so that an interrupt leads at most to a batch unpacked twice and
 
 from __future__ import annotations
 
+import logging
 import math
 from abc import abstractmethod
 from itertools import islice
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from .batch import HEADER_BYTES, Cut, InvalidBatch, decode, parse_header
 from .errors import ConnectionLost, CorruptData, Gap, OffsetOutOfRange, RlogError, TimedOut
-from .model import LATEST, Record, Whence, offset
+from .model import LATEST, OLDEST, OutOfRange, Record, Whence, offset
 from .protocol import Assigned, Damaged, Place, Resolve, Subscribe, raised
 from .session import LOAN_BYTES, Call, Chunk, Subscription
 from .steps import Wait, asking, overdue, until
@@ -28,6 +29,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from .steps import Link, Steps
+
+
+_logger = logging.getLogger("rlog_client")
+
+
+def check_out_of_range(wanted: object) -> OutOfRange:
+    match wanted:
+        case "error" | "oldest" | "latest":
+            return wanted
+    raise ValueError(f'on_out_of_range is "error", "oldest" or "latest", not {wanted!r}')
 
 
 def check_whence(whence: object) -> Whence:
@@ -39,13 +50,27 @@ def check_whence(whence: object) -> Whence:
 
 
 class SourceSteps:
-    """Records of one log, in order: what every kind of source does, and what is public of it."""
+    """Records of one log, in order: what every kind of source does, and what is public of it.
+
+    ``skipped_records``: how many were gone and not raised as a Gap, by ``on_out_of_range``, those
+    included that "latest" then left out.
+    """
 
     _awaits: ClassVar = False  # whether handlers are coroutine functions
     _loan_bytes: ClassVar = LOAN_BYTES
     _begun: float = math.inf  # records below it may be given to a handler
 
-    def __init__(self, transport: Link, log: str, log_id: int, block: bool) -> None:
+    def __init__(
+        self,
+        transport: Link,
+        log: str,
+        log_id: int,
+        block: bool,
+        on_out_of_range: OutOfRange = "error",
+    ) -> None:
+        self.skipped_records = 0
+        self._out_of_range = check_out_of_range(on_out_of_range)
+        self._jumps = False  # what comes next is gone, and reading goes on at the log's end
         self._transport = transport
         self._log = log
         self._log_id = log_id
@@ -254,13 +279,19 @@ class SourceSteps:
         if self._subscription is None:
             return None
         stock = self._subscription.stock
-        while stock:
+        while stock and not self._jumps:
             chunk = stock[0]
             assert not isinstance(chunk, Assigned), "for members of a shared consumer"
             if isinstance(chunk, Damaged):
+                error = raised(chunk.error)
+                passes = isinstance(error, Gap) and self._out_of_range != "error"
+                if passes:
+                    self._skip_to(chunk.next)
                 self._place = max(self._place, chunk.next)
                 stock.popleft()
-                raise raised(chunk.error)
+                if not passes:
+                    raise error
+                continue
             if chunk.at >= len(chunk.payload):
                 stock.popleft()
                 continue
@@ -317,6 +348,40 @@ class SourceSteps:
             position=position,
         )
 
+    # --- out of range -------------------------------------------------------------------------
+
+    @property
+    def _elsewhere(self) -> Whence:
+        """Where to go on instead."""
+        return OLDEST if self._out_of_range == "oldest" else LATEST
+
+    def _skip_to(self, end: int) -> None:
+        """What comes next is gone up to ``end``, and it was asked for that this be no error."""
+        if (count := end - self._place) > 0:
+            text = "log %s: the offsets %d to %d are gone; going on at the %s"
+            _logger.warning(text, self._log, self._place, end, self._out_of_range)
+            self._pass_over(self._place, end)
+            self.skipped_records += count
+        self._jumps = self._out_of_range == "latest"
+
+    def _pass_over(self, first: int, end: int) -> None:
+        """``first`` to ``end`` will not be delivered."""
+
+    def _jump(self) -> Steps[None]:
+        """Go on at the log's end."""
+        first = self._place
+        end = yield from self._subscribe(LATEST, self._reads_as)
+        self._jumps = False
+        if end > first:
+            self._pass_over(first, end)
+            self.skipped_records += end - first
+
+    def _note_start(self, whence: Whence, begin: int) -> None:
+        """It was to begin at ``whence``, which is outside the log, and begins at ``begin``."""
+        text = "log %s: it has no offset %d; going on at the %s, %d"
+        _logger.warning(text, self._log, whence.value, self._out_of_range, begin)
+        self.skipped_records += max(0, begin - whence.value)
+
     # --- fetching -----------------------------------------------------------------------------
 
     def _fetch(self, deadline: float | None) -> Steps[bool]:
@@ -324,6 +389,9 @@ class SourceSteps:
 
         False: ``deadline`` or ``stop()`` came first, and nothing else.
         """
+        if self._jumps:
+            yield from self._jump()
+            return True  # perhaps that is where reading ends
         limit = deadline
         if self._offset < self._known_end and (patience := until(self._transport.timeout)):
             # They are there: to have them is a request, and not a wait for what may come.
@@ -342,6 +410,8 @@ class SourceSteps:
 
     def _fetch_now(self) -> Steps[bool]:
         """Fetch what there is. False: nothing."""
+        if self._jumps:
+            yield from self._jump()
         deadline = until(self._transport.timeout)
         while True:
             if not (yield from self._read_on(deadline)):
@@ -477,7 +547,14 @@ class SourceSteps:
         try:
             subscription = yield from self._subscribed(control, deadline, stops=True)
         except OffsetOutOfRange as error:
-            raise self._gap(error) from None
+            if self._out_of_range == "error":
+                raise self._gap(error) from None
+            self._skip_to(error.first)
+            self._place = error.first
+            if not self._jumps:
+                return (yield from self._read_on(deadline))
+            yield from self._jump()
+            return True
         if subscription is None:
             return False
         self._subscription, self._place = subscription, subscription.place.get().offset
@@ -527,7 +604,12 @@ class ReaderSteps(SourceSteps):
     """A source whose place is the client's own. It reads once ``_begin_at`` is done."""
 
     def _begin_at(self, whence: Whence, end: Whence | None) -> Steps[None]:
-        yield from self._subscribe(check_whence(whence), None)
+        try:
+            yield from self._subscribe(check_whence(whence), None)
+        except OffsetOutOfRange:
+            if self._out_of_range == "error":
+                raise
+            self._note_start(whence, (yield from self._subscribe(self._elsewhere, None)))
         if end is not None:
             check_whence(end)
             # An offset means itself, also one that the log has not reached yet.

@@ -44,12 +44,12 @@ SIGNATURES = {
     " standby: bool = False, takeover: bool = False, linger: float = 0.005,"
     " batch_bytes: int = 1048576, buffer_bytes: int = 33554432) -> Producer",
     rlog.Log.producers: "(self) -> list[ProducerInfo]",
-    rlog.Log.reader: "(self, whence: Whence, *, until: Whence | None = None, block: bool = True)"
-    " -> Reader",
+    rlog.Log.reader: "(self, whence: Whence, *, until: Whence | None = None, block: bool = True,"
+    " on_out_of_range: OutOfRange = error) -> Reader",
     rlog.Log.consumer: "(self, consumer_id: str | Global, /, *, start: Whence = "
     "Whence(kind='oldest', value=0), block: bool = True, standby: bool = False,"
-    " takeover: bool = False, autocommit: bool = False, hand_seconds: float | None = None)"
-    " -> Consumer",
+    " takeover: bool = False, autocommit: bool = False, hand_seconds: float | None = None,"
+    " on_out_of_range: OutOfRange = error) -> Consumer",
     rlog.Log.cursor: "(self, consumer_id: str | Global, /) -> Cursor",
     rlog.Log.cursors: "(self) -> list[CursorInfo]",
     rlog.Log.info: "(self) -> LogInfo",
@@ -102,7 +102,9 @@ FIELDS: dict[type[Any], list[str]] = {
     rlog.Retry: ["delay"],
     rlog.Skip: ["reason"],
     rlog.Stop: [],
-    rlog.LogInfo: ["name", "id", "first", "end", "synced_end", "bytes", "options", "owner"],
+    rlog.LogInfo: [
+        "name", "id", "first", "end", "synced_end", "bytes", "options", "owner", "retention",
+    ],
     rlog.CursorInfo: [
         "log", "id", "committed", "lag_records", "lag_bytes", "lag_seconds", "members",
         "parked", "paused",
@@ -145,7 +147,8 @@ NAMES = {
     "AlreadyExists", "Backoff", "Busy", "Client", "Commit", "Conflict", "ConnectionLost",
     "Consumer", "CorruptData", "Cursor", "CursorInfo", "DiskFull", "Fenced", "Gap", "Global",
     "InvalidRequest", "Item", "Log", "LogInfo", "LogOptions", "Member", "NotFound",
-    "OffsetOutOfRange", "OutcomeUnknown", "Overloaded", "Park", "Parked", "Paused", "Pending",
+    "OffsetOutOfRange", "OutOfRange", "OutcomeUnknown", "Overloaded", "Park", "Parked", "Paused",
+    "Pending",
     "Producer", "ProducerInfo", "Reader",
     "Receipt", "Record", "Retry", "RlogError", "Skip", "Source", "Stop", "StorageFailed",
     "TimedOut", "TooLarge", "Transaction", "Unsupported", "Verdict", "Whence", "connect", "last",
@@ -215,11 +218,15 @@ def test_defaults_of_values() -> None:
         rlog.Commit, rlog.Retry, rlog.Skip, rlog.Park, rlog.Stop
     )  # fmt: skip
     assert rlog.Park() == rlog.PARK == rlog.Park(reason="")
+    assert typing.get_args(rlog.OutOfRange) == ("error", "oldest", "latest")
     assert rlog.Backoff() == rlog.Backoff(first=0.5, cap=60.0, max_attempts=5, pause_after=10)
 
 
 def test_options_of_a_log() -> None:
-    assert set(rlog.LogOptions.__annotations__) == {"sync", "file_roll_size", "key_index"}
+    assert set(rlog.LogOptions.__annotations__) == {
+        "sync", "file_roll_size", "max_total_bytes", "max_file_age", "blocking_minimum_retention",
+        "protected", "key_index",
+    }  # fmt: skip
     assert rlog.LogOptions.__total__ is False
 
 
@@ -260,8 +267,9 @@ def test_the_types_are_what_a_type_checker_sees() -> None:
             assert_type(producer.last_sequence, int)
             assert_type(producer.epoch, int)
         assert_type(log.producers(), list[rlog.ProducerInfo])
-        with log.reader(rlog.last(1), until=rlog.LATEST) as reader:
+        with log.reader(rlog.last(1), until=rlog.LATEST, on_out_of_range="oldest") as reader:
             assert_type(reader, rlog.Reader)
+            assert_type(reader.skipped_records, int)
             assert_type(reader.offset, int)
             for record in reader:
                 assert_type(record, rlog.Record)
@@ -288,6 +296,8 @@ def test_the_types_are_what_a_type_checker_sees() -> None:
         assert_type(cursor.info().lag_seconds, float)
         assert_type(log.cursors(), list[rlog.CursorInfo])
         assert_type(client.logs(), list[rlog.LogInfo])
+        kept = log.alter(max_total_bytes=1 << 30, max_file_age=None, protected=["c", rlog.GLOBAL])
+        assert_type(kept.retention, str | None)
 
     assert callable(program)
 

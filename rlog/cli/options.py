@@ -92,7 +92,7 @@ class _Size(ParamType):
     def convert(self, value: Any, param: Any, ctx: Any) -> int:
         number = value if isinstance(value, int) else parse_bytes(value)
         if number is None or number < 1:
-            self.fail(f"{value!r}: a size is a number of bytes, with KiB, MiB or GiB", param, ctx)
+            self.fail(f"{value!r}: a size is a number of bytes, with KiB, MiB, GiB...", param, ctx)
         return number
 
 
@@ -102,8 +102,26 @@ class _Seconds(ParamType):
     def convert(self, value: Any, param: Any, ctx: Any) -> float:
         number = value if isinstance(value, float) else parse_seconds(value)
         if number is None or number <= 0:
-            self.fail(f"{value!r}: a duration is more than 0: 10, 1.5s, 250ms, 2m", param, ctx)
+            self.fail(f"{value!r}: a duration is more than 0: 10, 1.5s, 2m, 7d", param, ctx)
         return number
+
+
+class Nothing:
+    """Said by ``none``: an option is to have no value."""
+
+
+NONE: Final = Nothing()
+
+
+class _OrNone(ParamType):
+    """What ``inner`` takes, or ``none``."""
+
+    def __init__(self, inner: ParamType) -> None:
+        self.inner = inner
+        self.name = f"{inner.name}|none"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        return NONE if value in ("none", NONE) else self.inner.convert(value, param, ctx)
 
 
 class _Sync(ParamType):
@@ -148,7 +166,9 @@ class _Consumer(ParamType):
 
 
 SIZE: Final = _Size()
+SIZE_OR_NONE: Final = _OrNone(SIZE)
 SECONDS: Final = _Seconds()
+SECONDS_OR_NONE: Final = _OrNone(SECONDS)
 SYNC: Final = _Sync()
 WHENCE: Final = _Whence()
 TEMPLATE: Final = _Template()
@@ -255,3 +275,7 @@ def fail_empty() -> Callable[[FunctionT], FunctionT]:
 
 def yes_flag(function: FunctionT) -> FunctionT:
     return option("--yes", is_flag=True, help="Do not ask.")(function)
+
+
+def dry_run(function: FunctionT) -> FunctionT:
+    return option("--dry-run", is_flag=True, help="Only say what would be done.")(function)

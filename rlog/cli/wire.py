@@ -7,19 +7,24 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from rlog_client.batch import HEADER_BYTES, Header, InvalidBatch, parse_header
+from rlog_client.client import checked_options
 from rlog_client.errors import ConnectionLost, CorruptData, TimedOut, Unsupported
 from rlog_client.model import LATEST, Whence, offset
 from rlog_client.protocol import (
+    AlterLog,
     Assigned,
     Damaged,
     Done,
     Listing,
     ListSegments,
+    LogReply,
+    OpenLog,
     Ping,
     Place,
     Resolve,
     SegmentInfo,
     Subscribe,
+    TrimLog,
     raised,
 )
 from rlog_client.session import LOAN_BYTES
@@ -28,9 +33,9 @@ from rlog_client.transport import until
 from .whence import AtCursor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
-    from rlog_client import Client, Log, RlogError
+    from rlog_client import Client, Log, LogInfo, RlogError
     from rlog_client.protocol import Welcome
     from rlog_client.session import Chunk
 
@@ -56,6 +61,23 @@ def segments(log: Log) -> list[SegmentInfo]:
         return msgspec.msgpack.decode(call.payload, type=list[SegmentInfo])
     except msgspec.MsgspecError as error:
         raise Unsupported(f"a listing does not decode: {error}") from None
+
+
+def would_create(client: Client, name: str, options: Mapping[str, object]) -> LogInfo:
+    """The log as it would be, with id 0, or as it is there."""
+    request = OpenLog(name, True, checked_options(options), dry=True)
+    return client._transport.call(request, LogReply).info
+
+
+def would_alter(log: Log, options: Mapping[str, object]) -> LogInfo:
+    """The log as it would be with these options, and trimmed by them."""
+    request = AlterLog(log._id, checked_options(options), dry=True)
+    return log._transport.call(request, LogReply).info
+
+
+def would_trim(log: Log, before: Whence) -> int:
+    """The first offset that a trim would leave."""
+    return log._transport.call(TrimLog(log._id, before, dry=True), Place).offset
 
 
 def whence_of(log: Log, place: Whereabouts) -> Whence:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from rlog_client import protocol
 
-from . import appends, claims, consumers, logs, members, producers, transactions
+from . import appends, claims, consumers, logs, members, producers, transactions, trims
 from .desk import (
     NOBODY,
     Answer,
@@ -35,6 +35,8 @@ from .desk import (
     Waiting,
     resolve,
 )
+from .trims import Copying, copying, watch_clock
+from .watch import Copied, Retain
 
 if TYPE_CHECKING:
     from rlog_client.protocol import Control
@@ -45,6 +47,7 @@ __all__ = [
     "Answer",
     "Batch",
     "Books",
+    "Copying",
     "Desk",
     "Grant",
     "Layout",
@@ -56,7 +59,9 @@ __all__ = [
     "Vanish",
     "Visible",
     "Waiting",
+    "copying",
     "resolve",
+    "watch_clock",
 ]
 
 _Decide = Callable[[Desk, Waiting, Any], Make | None]
@@ -68,7 +73,7 @@ DECISIONS: Final[dict[type[Control], _Decide]] = {
     protocol.ListLogs: logs.list_logs,
     protocol.GetLog: logs.get_log,
     protocol.AlterLog: logs.alter_log,
-    protocol.TrimLog: logs.trim_log,
+    protocol.TrimLog: trims.trim_log,
     protocol.DeleteLog: logs.delete_log,
     protocol.ListSegments: logs.list_segments,
     protocol.Claim: claims.claim,
@@ -88,7 +93,10 @@ DECISIONS: Final[dict[type[Control], _Decide]] = {
     protocol.ListCursors: consumers.list_cursors,
     protocol.GetCursor: consumers.get_cursor,
     protocol.Transact: transactions.transact,
+    protocol.ReadParked: trims.read_parked,
     protocol.CommitRecords: members.commit_records,
     Vanish: members.vanish,
     Unreadable: members.unreadable,
+    Retain: trims.retain,
+    Copied: trims.copied,
 }

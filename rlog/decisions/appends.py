@@ -20,6 +20,7 @@ from rlog_client.model import PRODUCER_ID
 
 from .. import facts, state
 from .desk import Answer, Batch, Layout, note_heard, refusing, reopened
+from .trims import behind_others, make_room
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 NUMBERS: Final = Struct("<8xI4xI4xQQI")
 
 
-def append(desk: Desk, waiting: Waiting, control: protocol.Append) -> Make:
+def append(desk: Desk, waiting: Waiting, control: protocol.Append) -> Make | None:
     count, keys_bytes, producer, sequence, epoch = NUMBERS.unpack_from(waiting.produced)
     log = desk.log(control.log)
     entry = log.producers.get(producer) if producer else None
@@ -39,12 +40,16 @@ def append(desk: Desk, waiting: Waiting, control: protocol.Append) -> Make:
         original = entry.original(sequence, count)
         _check_own(log, entry, original, epoch)
         return _duplicate(desk, log, entry, original, producer, sequence, count)
+    if behind_others(desk, log, waiting):
+        return None
     desk.writable()
     check_fence(desk, waiting.peer, log, entry, epoch)
     _check_sequence(log, entry, control.after, sequence)
     keys = keys_of(desk, log, waiting.body, count, keys_bytes)
     _check_expectations(log, control, keys)
     check_space(desk)
+    if not make_room(desk, log, waiting, batches.HEADER_BYTES + len(waiting.body)):
+        return None
     place = reserve(desk, log, waiting.body)
     first, end = put(desk, log, place, Batch(waiting.produced, waiting.body), keys)
     if producer and (entry is None or entry.name is None):
@@ -61,9 +66,9 @@ def check_space(desk: Desk) -> None:
 def reserve(desk: Desk, log: state.Log, body: Buffer) -> Place:
     """Space for a batch with this body, where it will lie. It may stay unused."""
     size = batches.HEADER_BYTES + len(body)
-    place = log.place(size)
+    place = log.place(size, desk.now_ns)
     with refusing(f"an append of {size} bytes to log {log.name!r}"):
-        desk.books.files[log.id].reserve(place, size, log.options.file_roll_size)
+        desk.books.files[log.id].reserve(place, size, log.roll_bytes)
     return place
 
 

@@ -205,6 +205,7 @@ def list_parked(desk: Desk, waiting: Waiting, control: protocol.ListParked) -> M
                 parked.attempts,
                 parked.parked_ns,
                 parked.redriven,
+                bool(parked.copy),
             )
         )
     return lambda _synced: listing(infos)
@@ -306,9 +307,9 @@ def _look_at(desk: Desk, log: state.Log, name: str) -> Callable[[], model.Cursor
     committed, log_name, now_ns = cursor.committed, log.name, desk.now_ns
     holders, parked, paused = _members(desk, log, name), len(cursor.parked), cursor.paused
     end, start = log.end, max(cursor.committed, log.first)
-    lag = end - committed
+    lag = end - start
     if cursor.shared is not None:
-        lag -= sum(e - b for b, e in pairs(cursor.shared.settled))
+        lag -= sum(max(0, e - max(b, start)) for b, e in pairs(cursor.shared.settled))
     books = desk.books
     group = books.groups.get((log.id, name))
     held_back = group.held_back if group is not None else None

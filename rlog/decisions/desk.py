@@ -26,6 +26,7 @@ from .. import facts, state
 from ..dispatch import Dispatch
 from ..policy import Policy, parse_policy
 from ..segment import Extent, Place
+from .watch import Copied, Retain, Watch
 
 if TYPE_CHECKING:
     from rlog_client.protocol import Control
@@ -135,6 +136,7 @@ class Waiting(NamedTuple):
     produced: bytes = b""  # the batch's header as its producer stamped it
     body: Buffer = b""
     batches: Sequence[Batch] = ()
+    since: float | None = None  # when it began to wait for space or for copies (monotonic)
 
 
 class Answer(NamedTuple):
@@ -234,7 +236,8 @@ class Books:
         self.silent: OrderedDict[tuple[int, int], float] = OrderedDict()
         self.silent_clients: OrderedDict[int, float] = OrderedDict()
         self.ticket = 0  # the last one given
-        self.alarm = float("inf")  # the earliest of ``returning`` and ``hands``, or before it
+        self.alarm = float("inf")  # the earliest of these and of ``watch``, or before it
+        self.watch = Watch()
         for log in recovered.logs.values():
             self.begin(log)
 
@@ -281,8 +284,8 @@ class Books:
 
     def _set_alarm(self) -> None:
         alarms = (group.alarm for group in self.groups.values())
-        own = (*self.returning.values(), *self.hands.values())
-        self.alarm = min((*own, *alarms), default=float("inf"))
+        own = (*self.returning.values(), *self.hands.values(), self.watch.alarm)
+        self.alarm = min((*own, *alarms))
 
     def begin(self, log: state.Log) -> None:
         """A log that is new, or was recovered: all of it is durable."""
@@ -290,6 +293,7 @@ class Books:
         self.visible[log.id] = Visible(log.end, last.base, last.bytes)
         self.synced_end[log.id] = log.end
         self.first[log.id] = log.first
+        self.watch.follow(log, 0.0)
 
     def begin_at(self, log: int, first: int) -> None:
         """A trim is durable: readers may be told of it."""
@@ -329,8 +333,12 @@ class Books:
                 lapses += [Waiting(NOBODY, 0, Lapse(*key, epoch)) for epoch in late]
                 lapses += [Waiting(NOBODY, 0, Vanish(*key, epoch)) for epoch in missing]
                 self.raised.add(key[0])
+        lapses += [Waiting(NOBODY, 0, look) for look in self.watch.ring(now)]
         self._set_alarm()
         return lapses
+
+    def ring_at(self, when: float) -> None:
+        self.alarm = min(self.alarm, when)
 
     def forget_consumer(self, key: Key) -> None:
         """A consumer is deleted: nothing of it waits to be due."""
@@ -343,6 +351,14 @@ class Books:
         for waiting in self.waiting.pop(key, ()):
             waiting.peer.waits.discard(key)
             self.called.append(waiting)
+
+    def call_blocked(self, log: int) -> None:
+        """There may be space: the appends that wait for it are decided again, in their order."""
+        self.called += self.watch.blocked.pop(log, ())
+
+    def call_trims(self, log: int) -> None:
+        """Parked records may be copied: the trims that wait for them are decided again."""
+        self.called += self.watch.trims.pop(log, ())
 
     def stop_waiting(self, peer: Peer, key: Key) -> None:
         if key not in peer.waits:
@@ -390,12 +406,15 @@ class Books:
 class Desk:
     """One frame while it is decided."""
 
-    def __init__(self, books: Books, now_ns: int, now: float) -> None:
-        """``now_ns``: the frame's time, UTC; ``now``: monotonic seconds, for what has to last."""
+    def __init__(self, books: Books, now_ns: int, now: float, uptime_ns: int | None = None) -> None:
+        """``now_ns``: the frame's time, UTC; ``now``: monotonic seconds, for what has to last;
+        ``uptime_ns``: since the machine's boot, by default ``now``.
+        """
         self.books = books
         self.state = books.state
         self.now_ns = now_ns
         self.now = now
+        self.uptime_ns = round(now * 1e9) if uptime_ns is None else uptime_ns
         self.facts: list[facts.Fact] = []
         self.layouts: list[Layout] = []
         self.effects: list[Callable[[], None]] = []
@@ -412,8 +431,10 @@ class Desk:
         bodies_bytes = len(waiting.body) + sum(len(each.body) for each in waiting.batches)
         if isinstance(waiting.control, protocol.Settle):
             facts_bytes += SETTLE_BYTES_MAX
-        elif isinstance(waiting.control, protocol.Redrive | protocol.CommitRecords):
+        elif isinstance(waiting.control, _LONG):
             facts_bytes += LIST_BYTES_MAX
+        elif isinstance(waiting.control, Copied):
+            facts_bytes += sum(len(copy) + FACT_BYTES_MAX for _, _, copy in waiting.control.copies)
         elif isinstance(waiting.control, protocol.Transact):
             facts_bytes += protocol.transact_bytes(waiting.control) - bodies_bytes
             facts_bytes += sum(keys_bytes(each.produced) for each in waiting.batches)
@@ -438,6 +459,8 @@ class Desk:
             delay = self.delay_seconds
             self.delay_seconds = min(policy.delay_seconds, delay or policy.delay_seconds)
         self.facts.append(fact)
+        if self.books.watch.blocked and isinstance(fact, _MAKES_ROOM):
+            self.effects.append(lambda: self.books.call_blocked(fact.log))
         return self.state.apply(fact, self.now_ns)
 
     def writable(self) -> None:
@@ -509,6 +532,15 @@ class Desk:
 
 
 NOBODY: Final = Nobody()
+# What may add up to more than a fact or two.
+_LONG: Final = (
+    protocol.Redrive, protocol.OpenLog, protocol.AlterLog, protocol.CommitRecords, Retain,
+)  # fmt: skip
+# After these there may be space for an append that waits for it.
+_MAKES_ROOM: Final = (
+    facts.Altered, facts.Trimmed, facts.Committed, facts.Completed, facts.Sought, facts.Forgotten,
+    facts.Parked, facts.Unparked,
+)  # fmt: skip
 
 SILENT_SECONDS: Final = 3600.0  # then a producer without a name is forgotten, or a client,
 SILENT_MAX: Final = 1 << 16  # of which so many are remembered at all

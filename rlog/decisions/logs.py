@@ -10,19 +10,24 @@ import msgspec
 from rlog_client import model, protocol
 from rlog_client.errors import AlreadyExists, InvalidRequest, NotFound
 
-from .. import facts, state
+from .. import facts, retention, state
 from ..log import LogFiles
 from ..policy import parse_policy
 from ..segment import path
-from . import members
-from .desk import Answer, listing, refusing, resolve
+from . import members, trims
+from .desk import Answer, listing, refusing
 
 if TYPE_CHECKING:
     from .desk import Books, Desk, Make, Waiting
 
 _LOG_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
-ROLL_MIN: Final = 4096
+ROLL_MIN: Final = state.ROLL_MIN
 ROLL_MAX: Final = 1 << 40
+TOTAL_MIN: Final = state.ROLLS * ROLL_MIN
+TOTAL_MAX: Final = 1 << 50
+AGE_SECONDS_MIN: Final = 1.0
+AGE_SECONDS_MAX: Final = 100 * 366 * 86_400.0
+PROTECTED_MAX: Final = 32
 
 
 def open_log(desk: Desk, waiting: Waiting, control: protocol.OpenLog) -> Make:
@@ -45,57 +50,90 @@ def _create(desk: Desk, control: protocol.OpenLog) -> state.Log:
         )
     options = _options(facts.Options(), control.options)
     log_id = desk.state.next_log
+    if control.dry:
+        return state.Log(0, control.name, options)
     files = LogFiles(desk.books.handles, log_id)
     with refusing(f"log {control.name!r}"):
         files.make()
     desk.fact(facts.Created(log_id, control.name, options))
     desk.books.files[log_id] = files
     desk.books.begin(desk.state.logs[log_id])
+    desk.books.ring_at(desk.books.watch.alarm)
     return desk.state.logs[log_id]
 
 
 def _options(old: facts.Options, changes: dict[str, Any]) -> facts.Options:
     try:
         options = msgspec.convert({**msgspec.to_builtins(old), **changes}, facts.Options)
+        options = msgspec.structs.replace(options, protected=tuple(sorted({*options.protected})))
     except msgspec.ValidationError as error:
         raise InvalidRequest(f"log options: {error}") from None
     if options.sync is not None:
         parse_policy(options.sync)
     if not ROLL_MIN <= options.file_roll_size <= ROLL_MAX:
         raise InvalidRequest(f"file_roll_size is {ROLL_MIN} to {ROLL_MAX} bytes")
+    _check_retention(options)
     return options
+
+
+def _check_retention(options: facts.Options) -> None:
+    total, age = options.max_total_bytes, options.max_file_age
+    minimum = options.blocking_minimum_retention
+    if total is not None and not TOTAL_MIN <= total <= TOTAL_MAX:
+        raise InvalidRequest(f"max_total_bytes is {TOTAL_MIN} to {TOTAL_MAX} bytes, or None")
+    if age is not None and not AGE_SECONDS_MIN <= age <= AGE_SECONDS_MAX:
+        text = f"max_file_age is {AGE_SECONDS_MIN:g} to {AGE_SECONDS_MAX:.0f} seconds, or None"
+        raise InvalidRequest(text)
+    if minimum is not None and not 0 < minimum <= AGE_SECONDS_MAX:
+        text = f"more than 0 and up to {AGE_SECONDS_MAX:.0f} seconds, or None"
+        raise InvalidRequest(f"blocking_minimum_retention is {text}")
+    if minimum is not None and age is not None and age < minimum:
+        raise InvalidRequest(
+            f"max_file_age ({age:g} s) is shorter than blocking_minimum_retention ({minimum:g} s)"
+        )
+    if len(options.protected) > PROTECTED_MAX:
+        raise InvalidRequest(f"at most {PROTECTED_MAX} consumers are protected")
+    for name in options.protected:
+        if name != model.GLOBAL_ID:
+            model.check_consumer(name, "a protected consumer's ID")
 
 
 def _compare(books: Books, log: state.Log, asked: dict[str, Any]) -> None:
     """Opening with ``create`` asks for nothing that the log is not."""
-    _options(log.options, asked)
-    there = _effective(books, log)
+    wanted = _effective(books, _options(log.options, asked))
+    there = _effective(books, log.options)
     differences = {
-        name: [there[name], value] for name, value in asked.items() if there[name] != value
+        name: [there[name], wanted[name]] for name in asked if there[name] != wanted[name]
     }
     if differences:
         text = ", ".join(f"{name} is {old}, not {new}" for name, (old, new) in differences.items())
         raise AlreadyExists(f"log {log.name!r} exists: {text}", differences=differences)
 
 
-def _effective(books: Books, log: state.Log) -> dict[str, Any]:
+def _effective(books: Books, options: facts.Options) -> dict[str, Any]:
     return {
-        "sync": books.policy_of(log).text,
-        "file_roll_size": log.options.file_roll_size,
-        "key_index": log.options.key_index,
+        "sync": books.policy.text if options.sync is None else options.sync,
+        "file_roll_size": options.file_roll_size,
+        "key_index": options.key_index,
+        "max_total_bytes": options.max_total_bytes,
+        "max_file_age": options.max_file_age,
+        "blocking_minimum_retention": options.blocking_minimum_retention,
+        "protected": list(options.protected),
     }
 
 
 def _info(books: Books, log: state.Log) -> model.LogInfo:
+    noted = books.watch.held.get(log.id)
     return model.LogInfo(
         name=log.name,
         id=log.id,
         first=log.first,
         end=log.end,
-        synced_end=books.synced_end[log.id],
+        synced_end=books.synced_end.get(log.id, 0),
         bytes=log.bytes,
-        options=_effective(books, log),
+        options=_effective(books, log.options),
         owner=log.owner.holder.name if log.owner.held and log.owner.holder is not None else None,
+        retention=noted.held.text if noted is not None else None,
     )
 
 
@@ -119,25 +157,36 @@ def alter_log(desk: Desk, waiting: Waiting, control: protocol.AlterLog) -> Make:
     options = _options(log.options, control.options)
     if options.key_index != log.options.key_index:
         raise InvalidRequest("key_index is decided when a log is made")
+    if control.dry:
+        return _altered(desk, log, options)
+    if log.options.max_file_age is None and options.max_file_age is not None:
+        _believe(desk)
     desk.fact(facts.Altered(log.id, options))
+    desk.books.watch.follow(log, desk.now)
+    desk.books.ring_at(desk.books.watch.alarm)
     return _log_reply(desk, log)
 
 
-def trim_log(desk: Desk, waiting: Waiting, control: protocol.TrimLog) -> Make:
-    desk.writable()
-    log = desk.log(control.log)
-    before = resolve(log, control.before, log.end)
-    # A parked record stays in place until it is done with.
-    parked = (offset for cursor in log.cursors.values() for offset in cursor.parked)
-    first = log.trim_to(min([before, *parked]))
-    gone = [s.base for i, s in enumerate(log.segments) if log.segment_end(i) <= first]
-    if gone:
-        books, files = desk.books, desk.books.files[log.id]
-        desk.fact(facts.Trimmed(log.id, first))
-        desk.effects.append(lambda: files.trim(gone))
-        desk.effects.append(lambda: books.begin_at(log.id, first))
-    end = log.end
-    return lambda _synced: Answer(protocol.Place(first, first, end))
+def _believe(desk: Desk) -> None:
+    """Whoever turns the removal by age on by hand says that the clock is right. Not so one who
+    makes a log, or names the age that it has: programs do that at every start.
+    """
+    difference_ns = desk.now_ns - desk.uptime_ns
+    believed_ns, stored_ns = desk.state.difference_ns, desk.books.watch.stored_ns
+    if retention.doubt_of(difference_ns, believed_ns, desk.now_ns, stored_ns) is not None:
+        trims.believe(desk, difference_ns)
+
+
+def _altered(desk: Desk, log: state.Log, options: facts.Options) -> Make:
+    """The log as it would be with ``options``, and trimmed by them."""
+    would = msgspec.structs.replace(log, options=options)
+    copied = {offset for cursor in log.cursors.values() for offset in cursor.parked}
+    plan = retention.plan(would, desk.now_ns, doubt=desk.books.watch.doubt, lost=copied)
+    kept = [s for i, s in enumerate(log.segments) if log.segment_end(i) > plan.first]
+    would = msgspec.structs.replace(would, first=plan.first, segments=kept)
+    info = _info(desk.books, would)
+    info = msgspec.structs.replace(info, retention=plan.held.text if plan.held else None)
+    return lambda _synced: Answer(protocol.LogReply(info))
 
 
 def delete_log(desk: Desk, waiting: Waiting, control: protocol.DeleteLog) -> Make:
@@ -155,6 +204,9 @@ def delete_log(desk: Desk, waiting: Waiting, control: protocol.DeleteLog) -> Mak
             books.call(key)
         for name in log.cursors:
             books.forget_consumer((log.id, name))
+        books.call_blocked(log.id)
+        books.call_trims(log.id)
+        books.watch.forget(log.id)
         books.visible.pop(log.id)
         books.synced_end.pop(log.id)
         books.first.pop(log.id)

@@ -17,9 +17,9 @@ from rlog_client.model import PRODUCER_ID
 from .. import facts, state
 from . import appends, consumers, members
 from .desk import SETTLE_BYTES_MAX, Answer, note_heard
+from .trims import behind_others, make_room
 
 if TYPE_CHECKING:
-    from ..segment import Place
     from .desk import Batch, Desk, Make, Peer, Waiting
 
 
@@ -31,7 +31,7 @@ class _Append(NamedTuple):
     keys: bytes
 
 
-def transact(desk: Desk, waiting: Waiting, control: protocol.Transact) -> Make:
+def transact(desk: Desk, waiting: Waiting, control: protocol.Transact) -> Make | None:
     client, number, peer = control.client, control.number, waiting.peer
     known = desk.state.clients.get(client)
     if known is not None and (done := known.find(number)) is not None:
@@ -44,7 +44,15 @@ def transact(desk: Desk, waiting: Waiting, control: protocol.Transact) -> Make:
     ]
     for commit in control.commits:
         _check_commit(desk, peer, commit)
-    places = _reserve(desk, control, checked)
+    _check_size(desk, control, checked)
+    for append in checked:
+        # (What a log has to lose for it goes in any case.)
+        size = batches.HEADER_BYTES + len(append.batch.body)
+        if behind_others(desk, append.log, waiting) or not make_room(
+            desk, append.log, waiting, size
+        ):
+            return None
+    places = [appends.reserve(desk, each.log, each.batch.body) for each in checked]
     # From here on nothing is refused.
     put = []
     for (log, batch, keys), place in zip(checked, places, strict=True):
@@ -127,15 +135,14 @@ def _check_append(desk: Desk, peer: Peer, asked: protocol.LogBatch, batch: Batch
     return _Append(log, batch, keys)
 
 
-def _reserve(desk: Desk, control: protocol.Transact, checked: list[_Append]) -> list[Place]:
-    """Space for all of it. Each batch is another log's, so no place depends on another."""
+def _check_size(desk: Desk, control: protocol.Transact, checked: list[_Append]) -> None:
+    """Whether there may be space for all of it."""
     size = protocol.transact_bytes(control) + sum(len(each.keys) for each in checked)
     if size > (limit := desk.books.batch_bytes_max):
         text = f"a transaction of {size} bytes, its keys counted twice; the limit is {limit}"
         raise TooLarge(text, size=size, limit=limit)
     if checked or size > SETTLE_BYTES_MAX:
         appends.check_space(desk)
-    return [appends.reserve(desk, each.log, each.batch.body) for each in checked]
 
 
 # --- commits --------------------------------------------------------------------------------

@@ -370,6 +370,68 @@ def test_logs_are_made_changed_trimmed_and_listed(rlog: Rlog, log: str) -> None:
     assert rlog.ok("consumers", "ls", log) == b""
 
 
+def test_what_a_log_is_to_keep_is_said_in_human_units_and_taken_back_by_none(
+    rlog: Rlog, log: str
+) -> None:
+    flags = ("--max-total-bytes", "10GiB", "--max-file-age", "7d", "--key-index")
+    rlog.ok("logs", "create", log, *flags, "--protected", "billing", "--protected", "@global")
+    described = json.loads(rlog.ok("logs", "describe", log, "-o", "json"))
+    assert (described["max_total_bytes"], described["max_file_age"]) == (10 << 30, 7 * 86400.0)
+    assert (described["protected"], described["key_index"]) == (["@global", "billing"], True)
+    assert described["retention"] is None
+    told = rlog.ok("logs", "describe", log).decode()
+    assert "10.0 GiB" in told
+    assert "7 d" in told
+    assert "@global billing" in told
+    # There with these options it is no error, and with others it is.
+    rlog.ok("logs", "create", log, "--max-total-bytes", "10GiB", "--protected", "@global",
+            "--protected", "billing")  # fmt: skip
+    refused(rlog("logs", "create", log, "--max-file-age", "8d"), 6, "max_file_age")
+    refused(rlog("logs", "alter", log, "--max-file-age", "soon"), 2, "duration")
+    refused(rlog("logs", "alter", log, "--max-total-bytes", "1KiB"), 2, "max_total_bytes")
+    nothing = ("--max-total-bytes", "none", "--max-file-age", "none", "--protected", "none")
+    altered = json.loads(rlog.ok("logs", "alter", log, *nothing, "-o", "json"))
+    assert (altered["max_total_bytes"], altered["max_file_age"]) == (None, None)
+    assert altered["protected"] == []
+
+
+def test_with_dry_run_it_is_said_what_would_go_and_nothing_does(rlog: Rlog, log: str) -> None:
+    made = json.loads(rlog.ok("logs", "create", log, "--max-file-age", "1d", "--dry-run",
+                              "-o", "json"))  # fmt: skip
+    assert (made["id"], made["max_file_age"]) == (0, 86400.0)
+    refused(rlog("logs", "describe", log), 3)
+    refused(rlog("logs", "create", log, "--max-file-age", "0.1s", "--dry-run"), 2, "max_file_age")
+    rlog.ok("logs", "create", log, "--file-roll-size", "4KiB")
+    for _ in range(8):
+        rlog.ok("append", log, input=b"x" * 3000 + b"\n")
+    rlog.ok("process", log, "me", "--limit", "2", "--no-block", "--", "sh", "-c", "exit 65")
+    before = rlog.ok("logs", "describe", log, "-o", "json")
+
+    done = rlog("logs", "trim", log, "--before", "5", "--dry-run", "-o", "jsonl")
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(row["first"], row["end"]) for row in rows] == [(n, n + 1) for n in range(5)]
+    assert sum(row["bytes"] for row in rows) > 15_000
+    said = done.stderr.decode()
+    assert "5 records would go" in said
+    assert "consumer me has not committed 3 of them" in said
+    assert "2 parked records would be copied" in said
+
+    done = rlog("logs", "alter", log, "--max-total-bytes", "16KiB", "--dry-run", "-o", "json")
+    assert len(json.loads(done.stdout)) == 3
+    assert "max_total_bytes would be 16384, not None" in done.stderr.decode()
+    done = rlog("logs", "alter", log, "--max-total-bytes", "16KiB", "--protected", "me",
+                "--dry-run", "-o", "json")  # fmt: skip
+    assert len(json.loads(done.stdout)) == 2
+    assert "protected consumer 'me'" in done.stderr.decode()
+    done = rlog("logs", "rm", log, "--dry-run", "-o", "json")
+    assert len(json.loads(done.stdout)) == 8
+    assert "consumers: me" in done.stderr.decode()
+    refused(rlog("logs", "trim", log, "--before", "99", "--dry-run"), 3)
+
+    assert rlog.ok("logs", "describe", log, "-o", "json") == before
+    assert rlog.ok("logs", "trim", log, "--before", "5", "--yes") == b"5\n"
+
+
 def test_seek_shows_before_and_after(rlog: Rlog, log: str) -> None:
     rlog.ok("append", log, input=b"a\nb\nc\n")
     rlog.ok("tail", "-c", "me", log)

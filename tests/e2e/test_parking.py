@@ -476,14 +476,21 @@ def test_more_than_a_page_is_parked_listed_and_redriven(log: rlog.Log) -> None:
         assert calls == list(range(20))
 
 
-def test_a_parked_record_is_kept_by_a_trim_until_it_is_done_with(log: rlog.Log) -> None:
+def test_a_parked_record_is_copied_by_a_trim_and_delivered_again_from_there(log: rlog.Log) -> None:
     log.alter(file_roll_size=4096)
     for number in range(40):
-        log.append(b"%d" % number + bytes(1000))
+        log.append_many([rlog.Item(b"%d" % number + bytes(1000), b"k%d" % number, {"h": b"x"}, 7)])
     park(log, 1, 39)
-    assert log.trim(rlog.offset(30)) <= 1
-    assert parked(log) == [1, 39]
+    before = {each.record.offset: each.record for each in log.cursor("c").parked()}
+    assert 1 < log.trim(rlog.offset(30)) <= 30
+    assert {each.record.offset: each.record for each in log.cursor("c").parked()} == before
     log.cursor("c").redrive([1])
+    seen: list[rlog.Record] = []
     with log.consumer("c", block=False) as consumer:
-        assert consumer.process(lambda r: None) == 1
-    assert log.trim(rlog.offset(30)) > 1
+        assert consumer.process(lambda record: seen.append(record)) == 1
+    (again,) = seen
+    old = before[1]
+    assert (again.value, again.key, again.headers) == (old.value, old.key, old.headers)
+    assert (again.timestamp_ns, again.event_time_ns) == (old.timestamp_ns, 7)
+    assert (again.offset, again.attempt, again.redriven) == (1, 1, True)
+    assert parked(log) == [39]

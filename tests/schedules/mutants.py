@@ -550,4 +550,89 @@ MUTANTS: Final = (
         ),
         "test_an_owner_whose_name_was_opened_by_another_cannot_come_back_to_it",
     ),
+    # --- retention ----------------------------------------------------------------------------
+    Mutant(
+        "a clock that has jumped is believed",
+        "directed",
+        (Edit("rlog.retention:doubt_of", "abs(jump_ns) > JUMP_NS", "False"),),
+        "test_ten_years_forward_or_back_remove_nothing",
+    ),
+    Mutant(
+        "after a restart the clock is believed as it is found",
+        "directed",
+        (Edit("rlog.broker:Broker.open", "not boot or boot != state.boot", "True"),),
+        "test_ten_years_forward_or_back_remove_nothing",
+    ),
+    Mutant(
+        "what was appended under a wrong clock is as old as that said",
+        "directed",
+        (
+            Edit(
+                "rlog.state:State._date",
+                "segment.time_max_ns = log.time_max_ns = log.begun_ns = time_ns",
+                "pass",
+            ),
+        ),
+        "test_what_was_appended_while_the_clock_was_ten_years_behind_is_not_old_when_it_is_right",
+    ),
+    Mutant(
+        "a clock that is ahead makes young records old enough to go",
+        "directed",
+        (Edit("rlog.retention:_old_enough", "if doubt is not None:", "if False:"),),
+        "test_a_clock_that_is_ahead_makes_no_young_record_old_enough_to_go",
+    ),
+    Mutant(
+        "an append overtakes those that wait for space",
+        "directed",
+        (
+            Edit(
+                "rlog.decisions.trims:behind_others",
+                "log.id not in desk.books.watch.blocked",
+                "True",
+            ),
+        ),
+        "test_whoever_came_later_does_not_overtake",
+    ),
+    Mutant(
+        "rather than block an append what is young is removed",
+        "directed",
+        (Edit("rlog.retention:_old_enough", "left_ns > 0", "False"),),
+        "test_by_time_they_are_released_to_the_moment_and_in_their_order",
+    ),
+    Mutant(
+        "a trim by hand passes a parked record",
+        "directed",
+        (
+            Edit(
+                "rlog.decisions.trims:trim_log",
+                "if plan.uncopied and not blocked:",
+                "plan = plan._replace(first=log.trim_to(before))\n    if False:",
+            ),
+        ),
+        "test_a_parked_record_outlives_the_trim_of_its_place",
+    ),
+    Mutant(
+        "a record that is parked again loses its copy",
+        "directed",
+        (
+            Edit(
+                "rlog.state:_settle",
+                'before.copy if before is not None else b""',
+                'b""',
+            ),
+        ),
+        "test_a_parked_record_outlives_the_trim_of_its_place",
+    ),
+    Mutant(
+        "what waits for space outlives its connection",
+        "directed",
+        (
+            Edit(
+                "rlog.decisions.trims:behind_others",
+                "waiting.since is not None and waiting.peer.closed",
+                "False",
+            ),
+        ),
+        "test_with_its_connection_what_waits_is_gone",
+    ),
 )

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-from tests.schedules import test_claims, test_producers, test_transactions, test_verdicts
+from tests.schedules import (
+    test_claims,
+    test_producers,
+    test_retention,
+    test_transactions,
+    test_verdicts,
+)
 from tests.schedules.mutants import MUTANTS
 from tests.schedules.schedule import run
 from tests.storage.mutants import Mutant, planted
@@ -34,7 +40,13 @@ def by_schedules(_first: str) -> str:
 def by_directed(first: str) -> str:
     [test] = [
         getattr(module, first)
-        for module in (test_claims, test_producers, test_transactions, test_verdicts)
+        for module in (
+            test_claims,
+            test_producers,
+            test_retention,
+            test_transactions,
+            test_verdicts,
+        )
         if hasattr(module, first)
     ]
     for arguments in cases(test):

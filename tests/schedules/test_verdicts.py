@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rlog_client import errors, model, protocol
+from rlog_client import batch, errors, model, protocol
 from rlog_client.protocol import Claimed, Committed, Judged, Taken
 from tests.schedules.world import LOG, TEN_YEARS_NS, Client, World, code
 
@@ -339,18 +339,48 @@ def test_a_parked_record_before_which_the_cursor_was_put_back_moves_no_cursor(
     assert world.take(a, 2) == Taken(0)
 
 
-def test_a_trim_leaves_a_parked_record_in_its_place() -> None:
+def copy_of(world: World, offset: int) -> list[bytes]:
+    """The values of a parked record's copy."""
+    client = world.client("onlooker")
+    request = world.ask(client, protocol.ReadParked(LOG, "c", offset))
+    world.pump()
+    if isinstance(answer := client.answers[request], protocol.Error):
+        assert answer.code == errors.OffsetOutOfRange.code, answer
+        return []
+    raw = client.payloads[request]
+    header = batch.parse_header(raw)
+    assert (header.log, header.base, header.count) == (LOG, offset, 1)
+    return batch.decode(header, raw[batch.HEADER_BYTES :]).values
+
+
+@pytest.mark.parametrize("how", ["goes on", "restarted", "after a checkpoint"])
+def test_a_parked_record_outlives_the_trim_of_its_place(how: str) -> None:
     world = World()
     client = world.client("filler")
     for number in range(20):
         world.send(client, [b"%04d" % number * 1024])
     a = member(world)
-    world.settle(a, 1, 0, "park")
+    for offset in (0, 7):
+        world.commit(a, 1, offset)
+        world.settle(a, 1, offset, "park")
     world.commit(a, 1, 20)
-    assert world.call(client, protocol.TrimLog(LOG, model.LATEST)).first == 0
-    redrive(world)
-    world.settle(a, 1, 0, "commit", redriven=True)
-    assert world.call(client, protocol.TrimLog(LOG, model.LATEST)).first > 0
+    assert copy_of(world, 7) == []
+    assert world.call(client, protocol.TrimLog(LOG, model.LATEST)).first == 20
+    if how != "goes on":
+        world.restart(clean=how == "after a checkpoint")
+        a = member(world)
+    assert [(info.offset, info.copied) for info in world.parked()] == [(0, True), (7, True)]
+    assert [copy_of(world, offset) for offset in (0, 7)] == [[b"0000" * 1024], [b"0007" * 1024]]
+    # It is redriven, fails, is parked again and settled as if it were in its place.
+    assert redrive(world) == 2
+    assert world.take(a, 1, begin=True) == Taken(0)
+    world.settle(a, 1, 0, "retry", redriven=True, attempts=1)
+    world.settle(a, 1, 0, "park", redriven=True, attempts=2)
+    assert copy_of(world, 0) == [b"0000" * 1024]
+    assert world.take(a, 1) == Taken(7)
+    world.settle(a, 1, 7, "commit", redriven=True)
+    assert [info.offset for info in world.parked()] == [0]
+    assert copy_of(world, 7) == []
 
 
 # --- the breaker --------------------------------------------------------------------------------

@@ -21,6 +21,9 @@ class LogView:
     end: int
     records: list[bytes | None]
     cursors: dict[str, tuple[int, int]]  # consumer -> (committed, epoch)
+    # Parked records by consumer and offset, from their place or their copy; None: from neither.
+    parked: dict[tuple[str, int], bytes | None] = field(default_factory=dict)
+    protected: tuple[str, ...] = ()
 
     def at(self, offset: int) -> bytes | None:
         return self.records[offset - self.first]
@@ -36,6 +39,12 @@ class View:
 
 class Place(NamedTuple):
     log: str
+    offset: int
+
+
+class ParkedPlace(NamedTuple):
+    log: str
+    consumer: str
     offset: int
 
 
@@ -65,6 +74,8 @@ class History:
         self.epochs: dict[tuple[str, str], int] = {}
         self.trim_asked: dict[str, int] = {}  # the highest first offset that a trim may give
         self.trim_done: dict[str, int] = {}
+        self.parked: dict[ParkedPlace, bytes] = {}  # acknowledged as synced, and not settled since
+        self.settle_asked: set[ParkedPlace] = set()
         self.created: set[str] = set()
         self.asked: set[str] = set()
         self.deletion_asked: set[str] = set()
@@ -108,8 +119,22 @@ class History:
                 found = view.logs[name].cursors.get(consumer)
                 if found is None or found[1] < epoch:
                     wrong.append(f"{name}/{consumer}: epoch {epoch} was lost: {found}")
+        for place_parked, payload in self.parked.items():
+            self._check_parked(view, place_parked, payload, wrong)
         self._check_groups(view, wrong)
         return wrong
+
+    def _check_parked(
+        self, view: View, place: ParkedPlace, payload: bytes, wrong: list[str]
+    ) -> None:
+        log = view.logs.get(place.log)
+        if log is None or place in self.settle_asked:
+            return
+        key = (place.consumer, place.offset)
+        if key not in log.parked:
+            wrong.append(f"{place}: it is not parked any more")
+        elif log.parked[key] != payload:
+            wrong.append(f"{place}: neither in its place nor copied: {log.parked[key]!r:.20}")
 
     def _check_logs(self, view: View, wrong: list[str]) -> None:
         wrong.extend(
@@ -123,6 +148,9 @@ class History:
             wrong.append(f"{name}: {len(log.records)} records in {log.first} to {log.end}")
         if log.first > self.trim_asked.get(name, 0):
             wrong.append(f"{name}: trimmed to {log.first}, unasked")
+        for consumer in log.protected:
+            if log.first > log.cursors.get(consumer, (0, 0))[0]:
+                wrong.append(f"{name}: trimmed to {log.first}, past protected {consumer}")
         if log.first < self.trim_done.get(name, 0):
             wrong.append(f"{name}: the trim to {self.trim_done[name]} was undone: {log.first}")
         last = b""
@@ -181,6 +209,7 @@ def settle(history: History, view: View) -> History:
     """The history of the next life: what a recovery served is from now on kept."""
     new = history.copy()
     new.synced, new.written, new.seen = {}, {}, {}
+    new.parked, new.settle_asked = {}, set()
     new.groups = []
     for name, log in view.logs.items():
         for offset, payload in enumerate(log.records, log.first):
@@ -188,6 +217,9 @@ def settle(history: History, view: View) -> History:
                 new.synced[Place(name, offset)] = payload
         new.trim_done[name] = log.first
         new.trim_asked[name] = max(new.trim_asked.get(name, 0), log.first)
+        for (consumer, offset), parked in log.parked.items():
+            if parked is not None:
+                new.parked[ParkedPlace(name, consumer, offset)] = parked
         for consumer, (committed, epoch) in log.cursors.items():
             new.commits_synced[name, consumer] = committed
             new.epochs[name, consumer] = epoch

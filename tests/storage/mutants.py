@@ -166,11 +166,41 @@ MUTANTS = (
         "crash",
         (
             Edit(
-                "rlog.decisions.logs:trim_log",
+                "rlog.decisions.trims:cut",
                 "desk.effects.append(lambda: files.trim(gone))",
                 "files.trim(gone)",
             ),
         ),
+    ),
+    Mutant(
+        "a trim passes a parked record that is not copied",
+        "crash",
+        (
+            Edit(
+                "rlog.retention:trim",
+                "first = log.trim_to(min(first, uncopied[0].offset))",
+                "pass",
+            ),
+        ),
+        "bounded",
+    ),
+    Mutant(
+        "a trim passes what a protected consumer has not committed",
+        "crash",
+        (
+            Edit(
+                "rlog.retention:trim",
+                "(reached := log.trim_to(min(floor, first))) < first",
+                "(reached := first) < first",
+            ),
+        ),
+        "bounded",
+    ),
+    Mutant(
+        "the copy of a parked record is of another one",
+        "crash",
+        (Edit("rlog.decisions.trims:alone", "[values[at]]", "[values[0]]"),),
+        "bounded",
     ),
     Mutant(
         "a log is removed before its deletion is synced",

@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Any
 from rlog import driver as drivers
 from rlog.decisions import Batch, Waiting
 from rlog.driver import Driver, Limits, open_driver
+from rlog.files import Boot
 from rlog.log import Chunk
 from rlog.policy import parse_policy
 from rlog_client import batch, model, protocol
 from rlog_client.errors import OutcomeUnknown, RlogError
-from tests.storage.history import Group, History, LogView, Place, View
+from tests.storage.history import Group, History, LogView, ParkedPlace, Place, View
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from rlog import state
     from rlog.decisions import Grant
     from tests.storage.simdisk import SimDisk
 
@@ -101,7 +103,9 @@ class Server:
         file_bytes: int = FILE_BYTES,
         policy: str = "always",
         clock: Clock | None = None,
+        boot: str = "",
     ) -> None:
+        """``boot``: the machine's, as its id."""
         self.disk = disk
         self.history = history if history is not None else History()
         self.clock = clock or Clock()
@@ -109,7 +113,11 @@ class Server:
         self.in_upkeep = False
         limits = Limits(parse_policy(policy), journal_file_bytes=file_bytes)
         self.driver: Driver = open_driver(
-            disk, limits, clock=self.clock.monotonic, wall=self.clock.wall
+            disk,
+            limits,
+            clock=self.clock.monotonic,
+            wall=self.clock.wall,
+            boot=Boot(boot, lambda: round(self.clock.monotonic() * 1e9)),
         )
         self.ids: dict[str, int] = {
             log.name: log.id for log in self.driver.broker.books.state.logs.values()
@@ -125,10 +133,15 @@ class Server:
 
     def pump(self) -> None:
         """Until nothing is under way."""
-        while (flight := self.driver.begin()) is not None:
-            self._fly(flight)
+        while True:
+            while (flight := self.driver.begin()) is not None:
+                self._fly(flight)
+                self.note_seen()
             self.note_seen()
-        self.note_seen()
+            if (look := self.driver.copying()) is None:
+                break
+            look.run()
+            self.driver.copied(look)
 
     def ask(
         self,
@@ -168,6 +181,8 @@ class Server:
 
     def create(self, name: str, **options: Any) -> None:
         self.history.asked.add(name)
+        if options.keys() & {"max_total_bytes", "max_file_age"}:
+            self.history.trim_asked[name] = 1 << 60  # whatever is due goes
         answer = self.call(protocol.OpenLog(name, True, options))
         if isinstance(answer, protocol.LogReply):
             self.ids[name] = answer.info.id
@@ -328,6 +343,29 @@ class Server:
         if isinstance(answer, protocol.Place):
             self.history.trim_done[log] = answer.offset
 
+    def settle(self, log: str, consumer: str, offset: int, verdict: Any, **more: Any) -> None:
+        """A verdict on the record at the cursor, or on a redriven one."""
+        key = (self.ids.get(log, 0), consumer)
+        if key not in self.peer.grants:
+            return  # it could not be claimed
+        grant = self.peer.grants[key]
+        grant.delivered = max(grant.delivered, offset + 1)
+        place = ParkedPlace(log, consumer, offset)
+        if more.get("redriven"):
+            self.history.settle_asked.add(place)
+        else:
+            name = (log, consumer)
+            asked = self.history.commits_asked
+            asked[name] = max(asked.get(name, 0), offset + 1)
+        settle = protocol.Settle(*key, grant.epoch, offset, verdict, **more)
+        answer = self.call(settle)
+        if isinstance(answer, protocol.Judged) and answer.synced and verdict == "park":
+            self.history.parked[place] = self.history.written[Place(log, offset)]
+
+    def redrive(self, log: str, consumer: str) -> None:
+        if log in self.ids:
+            self.call(protocol.Redrive(self.ids[log], consumer))
+
     def delete(self, log: str) -> None:
         if log not in self.ids:
             return
@@ -398,8 +436,23 @@ def view_of(driver: Driver) -> View:
             records += records_of(found, offset, end)
             offset = found.next
         cursors = {name: (c.committed, c.epoch) for name, c in log.cursors.items()}
-        logs[log.name] = LogView(log.first, end, records, cursors)
+        shown = LogView(log.first, end, records, cursors, protected=log.options.protected)
+        for name, cursor in log.cursors.items():
+            for at, parked in cursor.parked.items():
+                here = log.first <= at < end
+                value = shown.at(at) if here else copy_of(parked, at)
+                shown.parked[name, at] = value
+        logs[log.name] = shown
     return View(logs)
+
+
+def copy_of(parked: state.Parked, offset: int) -> bytes | None:
+    """The value of a parked record's copy."""
+    if not parked.copy:
+        return None
+    header = batch.parse_header(parked.copy)
+    assert (header.base, header.count) == (offset, 1)
+    return batch.decode(header, parked.copy[batch.HEADER_BYTES :]).values[0]
 
 
 def records_of(chunk: Chunk, offset: int, end: int) -> list[bytes | None]:

@@ -124,6 +124,37 @@ def transacting(server: Server, payload: Payloads) -> None:
     server.transact(9, [("out", payload(3000)), ("two", payload(3000))], [("in", "c", 9)])
 
 
+def bounded(server: Server, payload: Payloads) -> None:
+    """A log that trims itself, with a protected consumer and parked records in its way."""
+    server.create(
+        "r", sync="always", file_roll_size=ROLL, max_total_bytes=4 * ROLL, protected=["c"]
+    )
+    server.claim("r", "c")
+    server.claim("r", "d")
+    server.batch("r", payload(900), payload(), payload(1200))
+    server.settle("r", "d", 0, "park")
+    server.settle("r", "d", 1, "park")
+    server.commit("r", "c", 3)
+    for step in range(4):
+        server.batch("r", payload(2800), payload(400 * step))
+    server.settle("r", "d", 2, "park")
+    server.checkpoint()
+    server.commit("r", "c", 7)
+    server.batch("r", payload(2000))
+    server.batch("r", payload(3000))
+    server.sleep(1.5)
+    server.redrive("r", "d")
+    server.settle("r", "d", 0, "park", redriven=True)
+    server.settle("r", "d", 1, "commit", redriven=True)
+    server.batch("r", payload(3500))
+    server.trim("r", 7)
+    server.checkpoint()
+    server.commit("r", "c", 11)
+    server.batch("r", payload(5000))
+    server.sleep(1.5)
+    server.batch("r", payload(100))
+
+
 def later(server: Server, payload: Payloads) -> None:
     """What a recovered server goes on with, whatever it found."""
     logs = sorted(server.ids)
