@@ -554,10 +554,11 @@ class ConsumerProcess(Process):
         source = self._source
         if (verdicts := source._verdicts) is None:
             return True
+        uncommitted = source._done - source._asked
         try:
             yield from source._send_verdicts(self._begun_behind(source._done, 0))
         except _ITS_FAULT:
-            self._completed -= verdicts.count
+            self._completed -= min(uncommitted, self._completed)
             self._singly = verdicts.end
             yield from source._find_out()
             return False

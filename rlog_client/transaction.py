@@ -271,7 +271,6 @@ class Verdicts(TransactionSteps):
         super().__init__(link)
         self._consumer = consumer
         self._record: Record | None = None  # the last one
-        self.count = 0
         self._begin()
 
     def add(self, record: Record, appends: Iterable[Any]) -> None:
@@ -290,7 +289,6 @@ class Verdicts(TransactionSteps):
             self._bytes = before[1]
             raise
         self._record = record
-        self.count += 1
 
     @property
     def end(self) -> int:
