@@ -79,10 +79,13 @@ class Source(SourceSteps, Iterator[Record]):
     ) -> int:
         """Call ``handler`` with one record after the other, and do what its verdict says.
 
-        None and Commit: done with it. Skip: the same, and its reason goes to the log. Park: put
-        aside, see ``Cursor.parked``. Retry: again after its delay, with ``attempt`` one higher;
-        nothing overtakes. Stop: leave it, and return. Anything else is a TypeError. At most
-        ``in_flight`` records are done with and not yet committed.
+        None and Commit: done with it. Commit with ``appends``: these are appended in the same
+        transaction, all of it or nothing; what they are refused with for the record's own sake
+        (TypeError, NotFound, TooLarge) counts as if the handler had raised it. Skip: done with it,
+        and its reason goes to the log. Park: put aside, see ``Cursor.parked``. Retry: again after
+        its delay, with ``attempt`` one higher; nothing overtakes. Stop: leave it, and return.
+        Anything else is a TypeError. At most ``in_flight`` records are done with and not yet
+        committed.
 
         An exception counts as an attempt and propagates; the record is the next one again. With
         ``retry`` it is a Retry instead. A record that failed ``retry.max_attempts`` times goes to
@@ -94,8 +97,8 @@ class Source(SourceSteps, Iterator[Record]):
         process. After ``retry.pause_after`` records in a row, exhausted by one class of exception,
         the consumer is paused: then a blocking ``process`` tries one record every ``retry.cap``
         seconds until one succeeds, and another raises Paused. Redriven records come first, and are
-        settled alone. A reader's attempts are its own; it has no place to park anything, so that is
-        InvalidRequest.
+        settled alone. A reader's attempts are its own; it has no place to park anything, and no
+        cursor to commit appends with: these are InvalidRequest.
 
         Returns how many were completed: when that is ``limit``, on Stop and ``stop()``, when
         ``timeout`` seconds are over (looked at between records), or at the end with
@@ -200,7 +203,8 @@ class Consumer(Source, ConsumerSteps):
         """Do what a handler's ``verdict`` on ``record`` would; ``wait`` and errors as ``commit``.
 
         What was handed out before the record is committed by it. After a Retry it is the next one
-        again, and what was handed out behind it comes once more. InvalidRequest: Stop, or a Retry
+        again, and what was handed out behind it comes once more. A Commit with ``appends`` is
+        always waited for, and its errors are a ``Transaction``'s. InvalidRequest: Stop, or a Retry
         or Park of what is committed.
         """
         self._transport.run(self._settle(record, verdict, wait))

@@ -46,7 +46,7 @@ from .protocol import (
 from .session import Call, Claiming
 from .source import SourceSteps, check_whence, over
 from .steps import Wait, asking, finishing, until
-from .transaction import transacting
+from .transaction import Verdicts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -137,6 +137,7 @@ class ConsumerSteps(SourceSteps):
         self._unsettled: int | None = None
         self._hand = False
         self._unsure = False  # a transaction may or may not have moved the cursor
+        self._verdicts: Verdicts | None = None  # that process accepted, and has not sent yet
 
     # --- the public operations ----------------------------------------------------------------
 
@@ -153,7 +154,9 @@ class ConsumerSteps(SourceSteps):
         yield from self._begin()
         self._check_ours(record)
         if isinstance(verdict, Commit) and verdict.appends:
-            yield from transacting(self._transport, self, record, verdict.appends)
+            verdicts = Verdicts(self._transport, self)
+            verdicts.add(record, verdict.appends)
+            yield from verdicts.sending()
             return
         name, reason, delay = named(verdict, record.attempt)
         if name in ("retry", "park") and not record.redriven and record.offset < self._asked:
@@ -227,6 +230,8 @@ class ConsumerSteps(SourceSteps):
     def _open(self) -> Steps[None]:
         if self._claimed:
             self._transport.serve()  # the claim may have been lost since: then the stock is void
+            if self._verdicts is not None:
+                yield from self._send_verdicts()  # whatever comes now, comes behind them
             if self._unsure:
                 yield from self._find_out()
         elif (yield from self._claim_in_range()):
@@ -543,6 +548,16 @@ class ConsumerSteps(SourceSteps):
             if self._held is not None and self._held.offset < through:
                 self._held = None
         self._unsure = False  # last: should an interrupt come in between, the server is asked
+
+    def _send_verdicts(self, begun: int | None = None) -> Steps[None]:
+        """What cannot be sent is not done, and its records come again."""
+        verdicts, self._verdicts = self._verdicts, None
+        assert verdicts is not None, "nothing was accepted"
+        try:
+            yield from verdicts.sending(begun)
+        except BaseException:
+            self._unsure = True
+            raise
 
     def _find_out(self) -> Steps[None]:
         """Nobody said what became of a transaction. It is decided by now, or never will be: what is

@@ -25,7 +25,7 @@ from .model import Backoff, Commit, Park, Record, Retry, Skip, Stop
 from .protocol import CursorReply, GetCursor
 from .source import SourceSteps, over
 from .steps import Await, Wait, asking, until
-from .transaction import transacting
+from .transaction import Verdicts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -183,6 +183,8 @@ class Process:
                 if awaits:
                     verdict = yield Await(verdict)
             except Exception as error:
+                if not (yield from self._sent_verdicts()):
+                    return True  # records before it come again, and so does it
                 if not (yield from self._raised(record, error)):
                     if isinstance(error, StopIteration):
                         raise Escaped(error) from None
@@ -193,6 +195,8 @@ class Process:
                     return True
             elif verdict is not None:
                 if not isinstance(verdict, Skip):
+                    if not (yield from self._sent_verdicts()):
+                        return True
                     return (yield from self._judge(record, verdict))
                 self._log_skip(record, verdict)
             if source._held is record:  # not if the handler moved this source elsewhere
@@ -200,6 +204,7 @@ class Process:
                 source._held = None
             self._completed += 1
             if self._completed >= limit:
+                yield from self._sent_verdicts()  # else some of them are not completed
                 return True
             now = monotonic()
             if (now >= self._look_at or record.offset >= self._look_from) and not self._look(now):
@@ -279,6 +284,11 @@ class Process:
     def _before_waiting(self) -> None:
         """Nothing is here, and more is to come."""
 
+    def _sent_verdicts(self) -> Steps[bool]:
+        """Have all accepted verdicts with appends done. False: they are not, and come again."""
+        yield from ()
+        return True
+
     def _look(self, now: float) -> bool:
         """Between two records: whether to go on with the next."""
         return not over(self._how.deadline)
@@ -343,12 +353,14 @@ class ConsumerProcess(Process):
         self._half = how.in_flight // 2
         self._glance = max(1, how.in_flight // 8)  # records between looks for an answer
         self._try_at = 0.0  # while the consumer is paused: when the next record may be tried
+        self._singly = 0  # below this offset, verdicts with appends are sent one by one
         # What iteration took, is taken again: in here it is begun.
         source._redriven = source._unsettled = None
 
     def _round(self) -> Steps[bool]:
         source = self._source
         source._check()
+        yield from self._sent_verdicts()
         if source._paused is not None:
             if (yield from self._sit_out()):
                 return True
@@ -398,6 +410,8 @@ class ConsumerProcess(Process):
 
     def _begin(self, record: Record) -> Steps[bool]:
         source = self._source
+        if not (yield from self._sent_verdicts()):
+            return False
         if record.offset < source._asked_begun:
             yield from source._await_sent(0)
         if source._stopped or source._has_redriven:
@@ -438,6 +452,8 @@ class ConsumerProcess(Process):
             source._transport.serve()
             source._reap()
         ripe = now >= self._look_at or source._done - source._asked >= self._half
+        if source._verdicts is not None:
+            return not ripe and not source._has_redriven
         if not source._sent and ripe and source._done > source._asked:
             source._send_commit(source._done, self._upto(source._done, self._completed))
             source._transport.serve()
@@ -463,10 +479,15 @@ class ConsumerProcess(Process):
         yield from source._await_sent(0)
         if source._unsure:
             yield from source._find_out()  # or what was begun could not be put down
+        yield from self._sent_verdicts()
         source._put_down()
         yield from source._await_sent(0)
 
     def _abandon(self) -> None:
+        source = self._source
+        if source._verdicts is not None:
+            # They are not done, and their records come again.
+            source._verdicts, source._unsure, source._done = None, True, source._asked
         try:
             self._source._put_down()
         except (RlogError, RuntimeError) as error:
@@ -504,18 +525,51 @@ class ConsumerProcess(Process):
                 source._held = None
         self._completed += 1
 
+    # --- verdicts with appends ----------------------------------------------------------------
+
+    # Several are one transaction: as many as may be in flight, or as few as are there when it is
+    # time to look. It is waited for, since what was sent behind it would pass its records, should
+    # it be refused. Then they come again, one by one, so that it is known which one it was.
+
     def _commit_with(self, record: Record, verdict: Commit) -> Steps[bool]:
         source = self._source
-        begun = 0
-        if not source._stopped and not source._has_redriven:
-            begun = self._upto(record.offset + 1, self._completed + 1)
+        if source._verdicts is not None and _joins(source._verdicts, record, verdict):
+            return True
+        if not (yield from self._sent_verdicts()):
+            return False
+        verdicts = Verdicts(source._transport, source)
         try:
-            yield from transacting(source._transport, source, record, verdict.appends, begun)
+            verdicts.add(record, verdict.appends)
+            if self._how.in_flight == 1 or record.redriven or record.offset < self._singly:
+                yield from verdicts.sending(self._begun_behind(record.offset + 1, 1))
+            else:
+                source._verdicts = verdicts
         except ITS_FAULT as error:
             if not (yield from self._raised(record, error)):
                 raise
             return False
         return True
+
+    def _sent_verdicts(self) -> Steps[bool]:
+        source = self._source
+        if (verdicts := source._verdicts) is None:
+            return True
+        uncommitted = source._done - source._asked
+        try:
+            yield from source._send_verdicts(self._begun_behind(source._done, 0))
+        except ITS_FAULT:
+            self._completed -= min(uncommitted, self._completed)
+            self._singly = verdicts.end
+            yield from source._find_out()
+            return False
+        self._look_again(monotonic())
+        return True
+
+    def _begun_behind(self, done: int, more: int) -> int:
+        """What is in hand when all below ``done`` is done with, ``more`` of it not counted yet."""
+        if self._source._stopped or self._source._has_redriven:
+            return 0
+        return self._upto(done, self._completed + more)
 
     def _set_aside(
         self,
@@ -586,6 +640,15 @@ class ConsumerProcess(Process):
             yield from source._await_sent(0)
         self._completed += 1
         return True
+
+
+def _joins(verdicts: Verdicts, record: Record, verdict: Commit) -> bool:
+    """It was added to those before it. Not if it is too large for that, or if it is to blame."""
+    try:
+        verdicts.add(record, verdict.appends)
+    except ITS_FAULT:
+        return False
+    return True
 
 
 def cause_of(error: BaseException | None) -> str:

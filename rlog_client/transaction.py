@@ -27,7 +27,7 @@ from .session import Call
 from .steps import Wait, asking, finishing, until
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable
 
     from .model import Bytes, Level, Record
     from .protocol import Commitment
@@ -266,24 +266,43 @@ class TransactionSteps:
                 raise TimedOut(f"{IN_FLIGHT_MAX} transactions are under way and none is answered")
 
 
-def transacting(
-    link: Link,
-    consumer: Participant,
-    record: Record,
-    appends: Sequence[tuple[str, Bytes | Item]],
-    begun: int | None = None,
-) -> Steps[None]:
-    """Commit ``record`` and append ``appends``, or nothing of it."""
-    transaction = TransactionSteps(link)
-    transaction._begin()
-    for pair in appends:
-        if not isinstance(pair, tuple) or len(pair) != 2 or not isinstance(pair[0], str):
-            raise TypeError(
-                f"appends are pairs of a log's name and a value or an Item, not {pair!r}"
-            )
-        transaction._add(*pair)
-    transaction._add_commit(consumer, record, begun)
-    yield from transaction._send()
+class Verdicts(TransactionSteps):
+    """Records of one consumer, in order, with what their verdicts append: one transaction."""
+
+    def __init__(self, link: Link, consumer: Participant) -> None:
+        super().__init__(link)
+        self._consumer = consumer
+        self._record: Record | None = None  # the last one
+        self._begin()
+
+    def add(self, record: Record, appends: Iterable[Any]) -> None:
+        """``appends``: as a handler gave them. All of it, or it raises: TypeError, TooLarge and
+        what else ``append`` does.
+        """
+        before = len(self._appends), self._bytes
+        try:
+            for pair in appends:
+                if not isinstance(pair, tuple) or len(pair) != 2 or not isinstance(pair[0], str):
+                    text = f"appends are pairs of a log's name and a value or an Item, not {pair!r}"
+                    raise TypeError(text)
+                self._add(*pair)
+        except BaseException:
+            del self._appends[before[0] :]
+            self._bytes = before[1]
+            raise
+        self._record = record
+
+    @property
+    def end(self) -> int:
+        """The offset after the last record."""
+        assert self._record is not None, "nothing is in it"
+        return self._record.offset + 1
+
+    def sending(self, begun: int | None = None) -> Steps[None]:
+        """``begun``: the offset after the highest record in hand from then on; None: as it is."""
+        assert self._record is not None, "sent with nothing in it"
+        self._add_commit(self._consumer, self._record, begun)
+        yield from self._send()
 
 
 def _tell(commits: list[tuple[Participant, Commitment]], *, done: bool) -> None:

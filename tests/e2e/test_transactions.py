@@ -157,6 +157,8 @@ def test_process_asks_before_it_handles_a_record_again_that_may_be_committed(
     """The server does it after nobody waited for it any more."""
     with rlog.connect(own.tcp, timeout=0.5 if how == "unknown" else 30.0) as client:
         log, out = made(client)
+        with client.transaction() as transaction:
+            transaction.append("b", b"first")  # its name is known from here on
         seen: list[int] = []
 
         def handle(record: rlog.Record) -> rlog.Verdict:
@@ -171,12 +173,116 @@ def test_process_asks_before_it_handles_a_record_again_that_may_be_committed(
         consumer = log.consumer("c", block=False)
         with pytest.raises(rlog.OutcomeUnknown if how == "unknown" else KeyboardInterrupt):
             consumer.process(handle, in_flight=in_flight)
-        eventually(lambda: reaches(own, out.name, 2), "it is done after all")
+        eventually(lambda: reaches(own, out.name, 3), "it is done after all")
         assert consumer.process(handle, in_flight=in_flight) == 3
         assert seen == [0, 1, 2, 3, 4]
-        assert values(out) == [b"0", b"1", b"2", b"3", b"4"]
+        assert values(out) == [b"first", b"0", b"1", b"2", b"3", b"4"]
         assert consumer.committed == 5
         consumer.close()
+
+
+def test_verdicts_that_could_not_be_sent_come_again_each_with_all_that_it_appends(
+    own: Server,
+) -> None:
+    with rlog.connect(own.tcp, timeout=0.5) as client:
+        log, out = made(client)
+        seen: list[int] = []
+
+        def handle(record: rlog.Record) -> rlog.Verdict | None:
+            seen.append(record.offset)
+            if seen == [0]:
+                own.pause()  # not even the name of "b" can be asked for
+                threading.Timer(2.0, own.resume).start()
+            return rlog.Commit(appends=[("b", record.value)]) if record.offset < 4 else None
+
+        consumer = log.consumer("c", block=False)
+        with pytest.raises(rlog.TimedOut):
+            consumer.process(handle, in_flight=50)
+        eventually(lambda: reaches(own, out.name, 0), "it answers again")
+        assert consumer.process(handle, in_flight=50) == 5
+        assert (seen[-5:], values(out)) == ([0, 1, 2, 3, 4], [b"0", b"1", b"2", b"3"])
+        consumer.close()
+
+
+def test_of_several_that_are_refused_together_only_the_one_to_blame_is(
+    client: rlog.Client, log: rlog.Log
+) -> None:
+    out = client.log(f"{log.name}.out", create=True)
+    log.append_many([b"%d" % number for number in range(20)])
+    backoff = rlog.Backoff(first=0.01, cap=0.01, max_attempts=2)
+    calls: list[tuple[int, int]] = []
+
+    def handle(record: rlog.Record) -> rlog.Verdict:
+        calls.append((record.offset, record.attempt))
+        if record.offset % 4 == 2:
+            return rlog.COMMIT
+        to = f"{log.name}.nowhere" if record.offset == 7 else out.name
+        return rlog.Commit(appends=[(to, record.value)])
+
+    with log.consumer("c", block=False) as consumer:
+        assert consumer.process(handle, in_flight=20, retry=backoff) == 20
+    assert [each.record.offset for each in log.cursor("c").parked()] == [7]
+    assert {offset for offset, attempt in calls if attempt > 1} == {7}
+    assert values(out) == [b"%d" % n for n in range(20) if n != 7 and n % 4 != 2]
+
+
+@pytest.mark.parametrize("verdict", [rlog.PARK, rlog.Skip("no"), rlog.STOP, None, "raise"])
+@pytest.mark.parametrize("limit", [None, 3])
+def test_whatever_comes_behind_verdicts_with_appends_finds_them_done(
+    client: rlog.Client, log: rlog.Log, verdict: Any, limit: int | None
+) -> None:
+    out = client.log(f"{log.name}.out", create=True)
+    log.append_many([b"%d" % number for number in range(6)])
+
+    def handle(record: rlog.Record) -> rlog.Verdict | None:
+        if record.offset != 3:
+            return rlog.Commit(appends=[(out.name, record.value)])
+        if verdict == "raise":
+            raise ArithmeticError
+        return verdict  # type: ignore[no-any-return]
+
+    with log.consumer("c", block=False) as consumer:
+        ends = verdict in ("raise", rlog.STOP) or limit is not None
+        if verdict == "raise" and limit is None:
+            with pytest.raises(ArithmeticError):
+                consumer.process(handle, in_flight=100)
+        else:
+            completed = consumer.process(handle, in_flight=100, limit=limit)
+            assert completed == (3 if ends else 6)
+        assert consumer.committed == (3 if ends else 6)
+    done = [b"0", b"1", b"2"]
+    assert values(out) == (done if ends else [*done, b"4", b"5"])
+
+
+def test_a_commit_inside_a_handler_passes_no_verdict_before_it(
+    client: rlog.Client, log: rlog.Log
+) -> None:
+    out = client.log(f"{log.name}.out", create=True)
+    log.append_many([b"%d" % number for number in range(6)])
+
+    with log.consumer("c", block=False) as consumer:
+
+        def handle(record: rlog.Record) -> rlog.Verdict | None:
+            if record.offset == 3:
+                consumer.commit(record)
+                assert values(out) == [b"0", b"1", b"2"]
+                return None
+            return rlog.Commit(appends=[(out.name, record.value)])
+
+        assert consumer.process(handle, in_flight=100) == 6
+    assert values(out) == [b"0", b"1", b"2", b"4", b"5"]
+
+
+def test_many_verdicts_are_few_frames(make_server: Callable[..., Server]) -> None:
+    server = make_server().start()
+    with server.connect() as client:
+        log, out = made(client, 2000)
+        with log.consumer("c", block=False) as consumer:
+            before = frames(server)
+            append = lambda record: rlog.Commit(appends=[("b", record.value)])  # noqa: E731
+            assert consumer.process(append, in_flight=1000) == 2000
+            assert frames(server) - before < 1000
+        assert values(out) == [b"%d" % number for number in range(2000)]
 
 
 def reaches(server: Server, log: str, end: int) -> bool:
