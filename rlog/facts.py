@@ -21,6 +21,7 @@ class Options(Struct, frozen=True, forbid_unknown_fields=True):
     sync: str | None = None
     file_roll_size: int = 64 << 20
     key_index: bool = False
+    compact: bool = False
 
 
 class Opened(Struct, frozen=True, array_like=True, tag=1):
@@ -212,6 +213,22 @@ class Dropped(Struct, frozen=True, array_like=True, tag=22):
     producers: list[int]
 
 
+class Compacted(Struct, frozen=True, array_like=True, tag=27):
+    """The segments that hold the offsets ``base`` to ``end`` are one now: the file of this
+    generation, of so many ``bytes``, in which so many offsets are ``absent``.
+
+    ``stale``: how many superseded records there were when they were looked for.
+    """
+
+    log: int
+    base: int
+    end: int
+    generation: int
+    bytes: int
+    absent: int
+    stale: int
+
+
 Fact = (
     Opened
     | Appended
@@ -235,6 +252,7 @@ Fact = (
     | Resumed
     | Named
     | Dropped
+    | Compacted
 )
 _encoder: Final = msgspec.msgpack.Encoder()
 _decoder: Final = msgspec.msgpack.Decoder(list[Fact])

@@ -20,7 +20,7 @@ are UTC nanoseconds. Errors are subclasses of ``RlogError``; misuse is a Runtime
 
 from typing import TYPE_CHECKING, Any, Final
 
-from .blocking import Consumer, Pending, Producer, Reader, Source
+from .blocking import Consumer, Pending, Producer, Reader, Source, Table
 from .client import Client, Cursor, Log, connect
 from .errors import (
     AccessDenied,
@@ -85,6 +85,7 @@ if TYPE_CHECKING:
     from .aio import AsyncProducer as AsyncProducer
     from .aio import AsyncReader as AsyncReader
     from .aio import AsyncSource as AsyncSource
+    from .aio import AsyncTable as AsyncTable
     from .aio import connect_async as connect_async
 
 # Written here, as in pyproject.toml: reading the installed metadata takes longer than all the rest.
@@ -140,6 +141,7 @@ __all__ = [
     "Source",
     "Stop",
     "StorageFailed",
+    "Table",
     "TimedOut",
     "TooLarge",
     "Unsupported",
@@ -161,6 +163,7 @@ ASYNC: Final = (
     "AsyncProducer",
     "AsyncReader",
     "AsyncSource",
+    "AsyncTable",
     "connect_async",
 )
 

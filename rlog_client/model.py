@@ -248,11 +248,14 @@ class LogOptions(TypedDict, total=False):
     ``sync``: "always" (the default) | "periodic:1s" | "bytes:1MiB" | "never".
     ``file_roll_size``: bytes of a segment file, 64 MiB by default. ``key_index``: the server knows
     the last offset of every key, which costs it memory per key; only for a log that is new.
+    ``compact``: records that a later one of their key supersedes go, after a while; needs
+    ``key_index``.
     """
 
     sync: str
     file_roll_size: int
     key_index: bool
+    compact: bool
 
 
 class LogInfo(Struct, frozen=True):

@@ -389,6 +389,27 @@ class ListProducers(Control):
     log: int
 
 
+class GetLatest(Control):
+    """-> Latest, of a log with key_index; once readers can see that record."""
+
+    kind: ClassVar[int] = 35
+    log: int
+    key: bytes
+
+
+class GetTable(Control):
+    """-> TablePage. ``table`` 0: a new one, at the end as it is now; else a ``page`` of one that
+    this connection got, counted from 0, or (None) that it is read no more (-> Done).
+
+    While it is read, none of its records is compacted. The server may give up the oldest.
+    """
+
+    kind: ClassVar[int] = 36
+    log: int
+    table: int = 0
+    page: int | None = 0
+
+
 # --- what the server answers ----------------------------------------------------------------
 
 
@@ -531,6 +552,25 @@ class ProducerOpened(Control):
     last_sequence: int
 
 
+class Latest(Control):
+    """The offset of the key's last record, -1 for none; ``end``: the log's at that moment."""
+
+    kind: ClassVar[int] = 83
+    offset: int
+    end: int
+
+
+class TablePage(Control):
+    """Payload: a msgpack array of how far each offset lies behind the one before it, the first
+    one's behind 0. ``end``: of the table; ``pages``: how many there are, 0 for an empty table.
+    """
+
+    kind: ClassVar[int] = 84
+    table: int
+    end: int
+    pages: int
+
+
 class Records(Control):
     """Pushed. Payload: whole batches, contiguous, the first of which holds offset ``first``.
 
@@ -589,13 +629,15 @@ class ParkedInfo(Struct, frozen=True):
 
 class SegmentInfo(Struct, frozen=True):
     """A segment: its first offset, its length in bytes, and the running maximum of its append
-    times.
+    times. ``generation``: how often it was compacted; ``absent``: offsets without a record.
     """
 
     base: int
     bytes: int
     time_max_ns: int
     file: str
+    generation: int = 0
+    absent: int = 0
 
 
 REQUESTS: Final = (
@@ -603,14 +645,14 @@ REQUESTS: Final = (
     Subscribe,
     Credit, Unsubscribe, Claim, Release, CommitCursor, SeekCursor, ListCursors, GetCursor,
     DeleteCursor, WaitSynced, ListSegments, Settle, TakeRedriven, ListParked, Redrive, Evict,
-    Resume, Extend, OpenProducer, ListProducers,
+    Resume, Extend, OpenProducer, ListProducers, GetLatest, GetTable,
 )  # fmt: skip
 ANSWERS: Final = (
     Welcome, Error, Done, LogReply, Listing, Appended, Place, Claimed, Moved, CursorReply,
-    Committed, Settled, Judged, Taken, Counted, ProducerOpened, Records, Lost, Damaged, Queued,
-    Recall,
+    Committed, Settled, Judged, Taken, Counted, ProducerOpened, Latest, TablePage, Records, Lost,
+    Damaged, Queued, Recall,
 )  # fmt: skip
-_WITH_PAYLOAD: Final = frozenset({Append.kind, Records.kind, Listing.kind})
+_WITH_PAYLOAD: Final = frozenset({Append.kind, Records.kind, Listing.kind, TablePage.kind})
 _encode: Final = msgspec.msgpack.Encoder().encode
 
 
@@ -761,7 +803,9 @@ class Connection:
             raise ProtocolError("the first message is not a greeting of this protocol")
         if payload_bytes and kind not in _WITH_PAYLOAD:
             raise ProtocolError(f"message kind {kind} has no payload")
-        limit = LISTING_BYTES_MAX if kind == Listing.kind else self.payload_bytes_max
+        limit = (
+            LISTING_BYTES_MAX if kind in (Listing.kind, TablePage.kind) else self.payload_bytes_max
+        )
         if payload_bytes > limit:
             text = f"payload of {payload_bytes} bytes, the limit is {limit}"
             raise ProtocolError(text, request, TooLarge(text, size=payload_bytes, limit=limit))

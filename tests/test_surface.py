@@ -42,6 +42,10 @@ SIGNATURES = {
     "Whence(kind='oldest', value=0), block: bool = True, standby: bool = False,"
     " takeover: bool = False, autocommit: bool = False, hand_seconds: float | None = None)"
     " -> Consumer",
+    rlog.Log.latest: "(self, key: Bytes) -> Record | None",
+    rlog.Log.table: "(self) -> Table",
+    rlog.Table.__next__: "(self) -> Record",
+    rlog.Table.close: "(self) -> None",
     rlog.Log.cursor: "(self, consumer_id: str | Global, /) -> Cursor",
     rlog.Log.cursors: "(self) -> list[CursorInfo]",
     rlog.Log.info: "(self) -> LogInfo",
@@ -137,8 +141,8 @@ NAMES = {
     "OffsetOutOfRange", "OutcomeUnknown", "Overloaded", "Park", "Parked", "Paused", "Pending",
     "Producer", "ProducerInfo", "Reader",
     "Receipt", "Record", "Retry", "RlogError", "Skip", "Source", "Stop", "StorageFailed",
-    "TimedOut", "TooLarge", "Unsupported", "Verdict", "Whence", "connect", "last", "offset",
-    "time",
+    "Table", "TimedOut", "TooLarge", "Unsupported", "Verdict", "Whence", "connect", "last",
+    "offset", "time",
 }  # fmt: skip
 
 
@@ -151,7 +155,8 @@ def test_a_signature_is_as_specified(function: Any) -> None:
 def test_nothing_public_is_missing_and_nothing_is_there_that_should_not_be() -> None:
     assert set(rlog.__all__) == NAMES
     for cls in (
-        rlog.Client, rlog.Log, rlog.Reader, rlog.Consumer, rlog.Cursor, rlog.Producer, rlog.Pending
+        rlog.Client, rlog.Log, rlog.Reader, rlog.Consumer, rlog.Cursor, rlog.Producer, rlog.Pending,
+        rlog.Table,
     ):  # fmt: skip
         public = {
             name
@@ -164,7 +169,7 @@ def test_nothing_public_is_missing_and_nothing_is_there_that_should_not_be() -> 
 
 
 def test_what_is_held_is_a_context_manager() -> None:
-    for cls in (rlog.Client, rlog.Producer, rlog.Reader, rlog.Consumer):
+    for cls in (rlog.Client, rlog.Producer, rlog.Reader, rlog.Consumer, rlog.Table):
         assert hasattr(cls, "__enter__")
         assert hasattr(cls, "__exit__")
     assert issubclass(rlog.Reader, rlog.Source)
@@ -178,6 +183,7 @@ def test_attributes_are_there() -> None:
         (rlog.Consumer, "committed"),
         (rlog.Producer, "epoch"),
         (rlog.Producer, "last_sequence"),
+        (rlog.Table, "end"),
     ):
         assert isinstance(inspect.getattr_static(cls, name), property)
 
@@ -206,7 +212,12 @@ def test_defaults_of_values() -> None:
 
 
 def test_options_of_a_log() -> None:
-    assert set(rlog.LogOptions.__annotations__) == {"sync", "file_roll_size", "key_index"}
+    assert set(rlog.LogOptions.__annotations__) == {
+        "sync",
+        "file_roll_size",
+        "key_index",
+        "compact",
+    }
     assert rlog.LogOptions.__total__ is False
 
 
@@ -265,6 +276,9 @@ def test_the_types_are_what_a_type_checker_sees() -> None:
         cursor = log.cursor("c")
         assert_type(cursor.seek(rlog.offset(1), force=True), tuple[int, int])
         assert_type(cursor.info().lag_seconds, float)
+        assert_type(log.latest(b"k"), rlog.Record | None)
+        for record in log.table():
+            assert_type(record, rlog.Record)
         assert_type(log.cursors(), list[rlog.CursorInfo])
         assert_type(client.logs(), list[rlog.LogInfo])
 
@@ -282,6 +296,7 @@ ASYNC_PAIRS: dict[type[Any], type[Any]] = {
     rlog.Cursor: rlog.AsyncCursor,
     rlog.Producer: rlog.AsyncProducer,
     rlog.Pending: rlog.AsyncPending,
+    rlog.Table: rlog.AsyncTable,
 }
 DUNDERS = {
     "__iter__": "__aiter__", "__next__": "__anext__", "__enter__": "__aenter__",
@@ -290,6 +305,7 @@ DUNDERS = {
 # What does not talk, or must not wait, is no coroutine there either.
 NO_COROUTINES = {
     "clone", "producer", "reader", "consumer", "cursor", "done", "tend", "__aiter__",
+    "table",
 }  # fmt: skip
 
 
@@ -302,7 +318,7 @@ def public(cls: type[Any]) -> dict[str, Any]:
 
 
 def as_async(signature: str) -> str:
-    names = "Client|Log|Reader|Consumer|Cursor|Producer|Pending|Handler|Iterator"
+    names = "Client|Log|Reader|Consumer|Cursor|Producer|Pending|Handler|Iterator|Table"
     return re.sub(rf"\b({names})\b", r"Async\1", signature)
 
 
@@ -368,6 +384,9 @@ def test_the_async_types_are_what_a_type_checker_sees() -> None:
                 assert_type(consumer, rlog.AsyncConsumer)
                 assert_type(await consumer.process(handler), int)
                 assert_type(await anext(consumer), rlog.Record)
+            async for record in log.table():
+                assert_type(record, rlog.Record)
+            assert_type(await log.latest(b"k"), rlog.Record | None)
             assert_type(await log.cursor("c").seek(rlog.OLDEST), tuple[int, int])
 
     assert callable(program)

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from rlog_client import protocol
 
-from . import appends, claims, consumers, logs, producers
+from . import appends, claims, compaction, consumers, logs, producers, tables
+from .compaction import Compact, in_use, protected_end
 from .desk import (
     Answer,
     Books,
@@ -26,7 +27,9 @@ from .desk import (
     Leave,
     Look,
     Make,
+    Nobody,
     Peer,
+    Seen,
     Visible,
     Waiting,
     resolve,
@@ -39,15 +42,20 @@ __all__ = [
     "DECISIONS",
     "Answer",
     "Books",
+    "Compact",
     "Desk",
     "Grant",
     "Layout",
     "Leave",
     "Look",
     "Make",
+    "Nobody",
     "Peer",
+    "Seen",
     "Visible",
     "Waiting",
+    "in_use",
+    "protected_end",
     "resolve",
 ]
 
@@ -79,4 +87,7 @@ DECISIONS: Final[dict[type[Control], _Decide]] = {
     protocol.DeleteCursor: consumers.delete_cursor,
     protocol.ListCursors: consumers.list_cursors,
     protocol.GetCursor: consumers.get_cursor,
+    protocol.GetLatest: tables.latest,
+    protocol.GetTable: tables.table,
+    Compact: compaction.compact,
 }

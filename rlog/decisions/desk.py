@@ -25,6 +25,7 @@ from rlog_client.errors import (
 from .. import facts, state
 from ..policy import Policy, parse_policy
 from ..segment import Extent, Place
+from ..tables import Tables
 
 if TYPE_CHECKING:
     from rlog_client.protocol import Control
@@ -127,7 +128,17 @@ class Answer(NamedTuple):
 
 
 Look = Callable[[], Answer]
-Make = Callable[[bool], Answer | Look]  # of whether the frame is synced
+
+
+class Seen(NamedTuple):
+    """An answer for when all of ``log`` below ``offset`` is synced."""
+
+    log: int
+    offset: int
+    answer: Answer | Look
+
+
+Make = Callable[[bool], Answer | Look | Seen]  # of whether the frame is synced
 
 
 class Leave(protocol.Control):
@@ -194,6 +205,10 @@ class Books:
         self.hands: dict[Key, float] = {}
         self.due: dict[tuple[int, str, int], float] = {}
         self.silent: OrderedDict[tuple[int, int], float] = OrderedDict()
+        self.tables = Tables()
+        # Of a log that is being compacted: the offsets that were a key's latest until since then.
+        self.displaced: dict[int, set[int]] = {}
+        self.outdated: list[Callable[[], None]] = []  # to be done when one more frame is synced
         self.ticket = 0  # the last one given
         self.alarm = float("inf")  # the earliest of ``returning`` and ``hands``, or before it
         for log in recovered.logs.values():
@@ -316,7 +331,8 @@ class Books:
         segment = log.segments[index]
         if segment.base == visible.base:
             return Extent(log.id, segment.base, visible.end, visible.length)
-        return Extent(log.id, segment.base, log.segment_end(index), segment.bytes)
+        end = log.segment_end(index)
+        return Extent(log.id, segment.base, end, segment.bytes, segment.generation)
 
 
 class Desk:

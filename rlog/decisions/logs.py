@@ -60,6 +60,8 @@ def _options(old: facts.Options, changes: dict[str, Any]) -> facts.Options:
         raise InvalidRequest(f"log options: {error}") from None
     if options.sync is not None:
         parse_policy(options.sync)
+    if options.compact and not options.key_index:
+        raise InvalidRequest("compact needs key_index: it is by key")
     if not ROLL_MIN <= options.file_roll_size <= ROLL_MAX:
         raise InvalidRequest(f"file_roll_size is {ROLL_MIN} to {ROLL_MAX} bytes")
     return options
@@ -82,6 +84,7 @@ def _effective(books: Books, log: state.Log) -> dict[str, Any]:
         "sync": books.policy_of(log).text,
         "file_roll_size": log.options.file_roll_size,
         "key_index": log.options.key_index,
+        "compact": log.options.compact,
     }
 
 
@@ -165,7 +168,14 @@ def delete_log(desk: Desk, waiting: Waiting, control: protocol.DeleteLog) -> Mak
 def list_segments(desk: Desk, waiting: Waiting, control: protocol.ListSegments) -> Make:
     log = desk.log(control.log)
     infos = [
-        protocol.SegmentInfo(s.base, s.bytes, s.time_max_ns, path(log.id, s.base))
+        protocol.SegmentInfo(
+            s.base,
+            s.bytes,
+            s.time_max_ns,
+            path(log.id, s.base, s.generation),
+            s.generation,
+            s.absent,
+        )
         for s in log.segments
     ]
     return lambda _synced: listing(infos)
