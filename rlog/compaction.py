@@ -54,7 +54,7 @@ logger = logging.getLogger("rlog.compaction")
 SLICE_SECONDS: Final = 0.01
 REST_FACTOR: Final = 3  # so a quarter of one core at most
 LOOK_SECONDS: Final = 1.0  # between looks for segments that are due
-AGAIN_SECONDS: Final = 30.0  # after one that could not be done
+AGAIN_SECONDS: Final = 30.0  # after one that could not be done, or not all of it
 SMALL_BYTES: Final = 64 * 1024
 WRITE_BYTES: Final = 256 * 1024
 _COPY_BYTES: Final = 1 << 20
@@ -67,20 +67,19 @@ class Run(NamedTuple):
     behind: int
 
 
-def due(log: state.Log, limit: int) -> Run | None:
-    """What is to be rewritten next, below the offset ``limit``. Pure.
+def due(log: state.Log, limit: int) -> Iterator[Run]:
+    """What is to be rewritten below the offset ``limit``, one of these at a time. Pure.
 
     Never the last segment: that one is being written.
     """
     for index in range(len(log.segments) - 1):
         segment, end = log.segments[index], log.segment_end(index)
         if end > limit:
-            return None
+            return
         left = end - segment.base - segment.absent
         if segment.stale and 2 * segment.stale >= left:
             size = segment.bytes * max(0, left - segment.stale) // left
-            return Run(_take_along(log, index, end, size), index + 1)
-    return None
+            yield Run(_take_along(log, index, end, size), index + 1)
 
 
 def _take_along(log: state.Log, index: int, end: int, size: int) -> int:
@@ -110,6 +109,7 @@ class Rewriting:
         self.base, self.end = segments[0].base, log.segment_end(run.behind - 1)
         self.generation = max(each.generation for each in segments) + 1
         self.stale = sum(each.stale for each in segments)
+        self.held = 0  # of these, records that have to stay for now
         self.bound = log.end  # what was superseded was so by a record below it
         self.bytes = 0
         self.absent = 0
@@ -204,9 +204,11 @@ class Rewriting:
 
     def _stays(self, offset: int, key: bytes) -> bool:
         # In this order: it is displaced before the index of keys says so.
-        return (
-            self._keys.get(key, -1) <= offset or offset in self._displaced or offset in self._kept
-        )
+        if self._keys.get(key, -1) <= offset or offset in self._displaced:
+            return True
+        held = offset in self._kept
+        self.held += held
+        return held
 
     def _widen_hole(self, header: Header) -> None:
         base, end, time_ns = self._hole or (header.base, header.base, header.time_ns)
@@ -253,6 +255,7 @@ class Compactor(Nobody):
         self._written = False  # the job is, and waits for what it asked for
         self._took = 0.0
         self._next_at = 0.0  # of the next slice, or the next look
+        self._not_before: dict[tuple[int, int, int], float] = {}  # of segments in which some held
 
     def due(self) -> bool:
         """Whether ``work`` has something to do; to be asked between flights."""
@@ -269,20 +272,32 @@ class Compactor(Nobody):
         return self._next_at if self._job is not None and not self._written else None
 
     def _begin(self) -> Rewriting | None:
-        books = self._broker.books
+        books, now = self._broker.books, self._clock()
+        self._not_before = {name: at for name, at in self._not_before.items() if at > now}
         for log in books.state.logs.values():
             if not log.options.compact or log.id not in books.visible:
                 continue
             # Laid out, durable, and behind the segment that is being written.
             limit = min(books.synced_end[log.id], books.visible[log.id].base, protected_end(log))
-            run = due(log, limit)
-            if run is None or not books.tables.whole(log.id):
+            if not books.tables.whole(log.id):
                 continue
-            try:
-                return Rewriting(books, log, run)
-            except OSError as error:
-                self._complain(log.name, error)
+            for run in due(log, limit):
+                if self._is_held(log, run):
+                    continue
+                try:
+                    return Rewriting(books, log, run)
+                except OSError as error:
+                    self._complain(log.name, error)
+                    return None
         return None
+
+    def _is_held(self, log: state.Log, run: Run) -> bool:
+        """It was looked at lately, or has little but what consumers have in use."""
+        segment, end = log.segments[run.behind - 1], log.segment_end(run.behind - 1)
+        if (log.id, segment.base, segment.generation) in self._not_before:
+            return True
+        free = segment.stale - len(in_use(log, segment.base, end))
+        return 2 * free < end - segment.base - segment.absent
 
     def work(self) -> bool:
         """A slice, which may run beside the work. Raises OSError: a sync failed."""
@@ -330,7 +345,7 @@ class Compactor(Nobody):
                 generation=job.generation,
                 bytes=job.bytes,
                 absent=job.absent,
-                stale=job.stale,
+                stale=job.stale - job.held,
                 sources=job.sources,
                 in_use=job.in_use,
             )
@@ -340,6 +355,9 @@ class Compactor(Nobody):
                 "log %s: offsets %d to %d compacted to %d bytes",
                 job.name, job.base, job.end, job.bytes,
             )  # fmt: skip
+            if job.held:
+                again = self._clock() + AGAIN_SECONDS
+                self._not_before[job.log, job.base, job.generation] = again
             self._rest(0.0)
 
     def _rest(self, seconds: float) -> None:

@@ -128,7 +128,9 @@ class Driver:
             flight = self._append(decided)
             if flight is not None:
                 return flight
-        return self._begin_due()
+        flight = self._begin_due()
+        # What was answered there may have asked for more.
+        return self.begin() if flight is None and self.broker.waiting else flight
 
     def _decide(self) -> Decided | None:
         if not self.broker.waiting:

@@ -217,7 +217,7 @@ class Compacted(Struct, frozen=True, array_like=True, tag=27):
     """The segments that hold the offsets ``base`` to ``end`` are one now: the file of this
     generation, of so many ``bytes``, in which so many offsets are ``absent``.
 
-    ``stale``: how many superseded records there were when they were looked for.
+    ``stale``: how many superseded records were looked for, but for those that are held.
     """
 
     log: int

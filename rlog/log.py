@@ -214,6 +214,7 @@ class LogFiles:
 
     def sync_names(self) -> None:
         """The names of its files are on the disk. Nothing happens if the log was deleted."""
+        self._files.sync_directory("logs")  # its own name: before a checkpoint nobody needs that
         with contextlib.suppress(FileNotFoundError):
             self._files.sync_directory(directory(self.id))
 

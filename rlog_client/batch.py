@@ -30,9 +30,9 @@ row does not: keys ``nil | [bin|nil]``, values ``[bin]``, headers ``nil | [map|n
 A *sparse* batch is what compaction leaves of others: it covers their offsets, and some of these are
 absent, perhaps all of them. Its body is an array of five: the same columns, of the records that are
 left, and then ``steps``, ``[int]``: how far each record's offset lies behind the one before it (the
-first: behind the offset before the batch), so at least 1. Where nothing is absent the producer's own
-bytes stay; a sparse batch has its compactor's checksum, of what was checked against the one before.
-No producer makes one, and none is taken from one.
+first: behind the offset before the batch), so at least 1. A sparse batch has the checksum of its
+compactor, who checked the one before; where nothing is absent, the producer's own bytes stay. No
+producer makes one, and none is taken from one.
 
 No batch is empty and no magic is zero, so zeros are never a batch.
 """

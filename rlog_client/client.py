@@ -319,7 +319,8 @@ class Log:
         """Change ``options``; those not named stay as they are.
 
         InvalidRequest: a value out of range, another ``key_index``, or ``compact`` without it.
-        NotFound: the log was deleted. OutcomeUnknown: the answer was lost, and they may have been changed.
+        NotFound: the log was deleted. OutcomeUnknown: the answer was lost, and they may have been
+        changed.
         """
         return self._transport.call(AlterLog(self._id, checked_options(options)), LogReply).info
 

@@ -17,13 +17,18 @@ from tests.storage.failures import every
 from tests.storage.mutants import MUTANTS, Mutant, planted
 from tests.storage.rot import Directory, Outcome, judge, small
 from tests.storage.simdisk import Failure
-from tests.storage.workloads import beside, everything, later, periodic
+from tests.storage.workloads import beside, compacting, everything, later, periodic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
 QUICK = Depth(enumerate_max=2, samples=10, nested=200, continued=50, rotten=3, lives=2)
-WORKLOADS = {"everything": everything, "periodic": periodic, "beside": beside}
+WORKLOADS = {
+    "everything": everything,
+    "periodic": periodic,
+    "beside": beside,
+    "compacting": compacting,
+}
 
 
 def beginning_with(first: str, names: Iterable[str]) -> list[str]:
