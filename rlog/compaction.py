@@ -8,7 +8,7 @@ readers to be told.
 A segment is *due* when half of its records are stale. So what a rewriting copies, records that went
 have paid for: all rewriting together copies no more records than were ever superseded. Small
 segments before it are taken along, each at most as large as what it joins or SMALL_BYTES: their
-records are copied once for every doubling.
+records are copied once for every doubling. Several in a row that are due become one.
 
 Safe at every moment: the new file is another generation, written and synced, with its name, before
 the fact says that it counts; the old one is unlinked behind a frame that comes after that. Recovery
@@ -30,6 +30,7 @@ import contextlib
 import errno
 import logging
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from rlog_client import protocol
@@ -67,19 +68,44 @@ class Run(NamedTuple):
     behind: int
 
 
-def due(log: state.Log, limit: int) -> Iterator[Run]:
-    """What is to be rewritten below the offset ``limit``, one of these at a time. Pure.
+def due(
+    log: state.Log, limit: int, held: Callable[[int], bool] = lambda _index: False
+) -> Run | None:
+    """What is to be rewritten next, below the offset ``limit``: of several in a row that are due,
+    as many as make one. Pure.
 
-    Never the last segment: that one is being written.
+    ``held``: whether a segment, by its index, is to be passed over.
     """
-    for index in range(len(log.segments) - 1):
-        segment, end = log.segments[index], log.segment_end(index)
-        if end > limit:
-            return
-        left = end - segment.base - segment.absent
-        if segment.stale and 2 * segment.stale >= left:
-            size = segment.bytes * max(0, left - segment.stale) // left
-            yield Run(_take_along(log, index, end, size), index + 1)
+
+    def about(index: int) -> int | None:
+        """What is to be left of it, in bytes; None: it is not due."""
+        size = _about(log, index, limit)
+        return None if size is None or held(index) else size
+
+    last = len(log.segments) - 1  # it is being written
+    for index in range(last):
+        if (size := about(index)) is None:
+            continue
+        behind = index + 1
+        base = log.segments[index].base
+        while (
+            behind < last
+            and (more := about(behind)) is not None
+            and size + more <= log.options.file_roll_size
+            and log.segment_end(behind) - base <= COUNT_MAX
+        ):
+            size += more
+            behind += 1
+        return Run(_take_along(log, index, log.segment_end(behind - 1), size), behind)
+    return None
+
+
+def _about(log: state.Log, index: int, limit: int) -> int | None:
+    segment, end = log.segments[index], log.segment_end(index)
+    left = end - segment.base - segment.absent
+    if end <= limit and 0 < left <= 2 * segment.stale:
+        return segment.bytes * max(0, left - segment.stale) // left
+    return None
 
 
 def _take_along(log: state.Log, index: int, end: int, size: int) -> int:
@@ -281,19 +307,18 @@ class Compactor(Nobody):
             limit = min(books.synced_end[log.id], books.visible[log.id].base, protected_end(log))
             if not books.tables.whole(log.id):
                 continue
-            for run in due(log, limit):
-                if self._is_held(log, run):
-                    continue
+            run = due(log, limit, partial(self._is_held, log))
+            if run is not None:
                 try:
                     return Rewriting(books, log, run)
                 except OSError as error:
                     self._complain(log.name, error)
-                    return None
+                    break
         return None
 
-    def _is_held(self, log: state.Log, run: Run) -> bool:
+    def _is_held(self, log: state.Log, index: int) -> bool:
         """It was looked at lately, or has little but what consumers have in use."""
-        segment, end = log.segments[run.behind - 1], log.segment_end(run.behind - 1)
+        segment, end = log.segments[index], log.segment_end(index)
         if (log.id, segment.base, segment.generation) in self._not_before:
             return True
         free = segment.stale - len(in_use(log, segment.base, end))

@@ -62,6 +62,8 @@ logs = Group("logs", no_args_is_help=True, help="See, make, change and remove lo
 
 def _options(function: Callable[..., Any]) -> Callable[..., Any]:
     help_sync = "always, periodic:1s, bytes:1MiB or never."
+    help_compact = "Let go what later records of the same key supersede. Needs --key-index."
+    function = option("--compact/--no-compact", default=None, help=help_compact)(function)
     function = option("--file-roll-size", type=SIZE, help="Of a segment file.")(function)
     return option("--sync", type=SYNC, metavar="POLICY", help=help_sync)(function)
 
@@ -84,20 +86,25 @@ def logs_ls(settings: Settings, fail_empty: bool) -> int:
 @pass_settings
 def logs_describe(settings: Settings, log: str) -> None:
     with settings.client() as client:
-        settings.out.one(_log_row(client.log(log).info()), _HUMAN)
+        found = client.log(log)
+        row, segments = _log_row(found.info()), wire.segments(found)
+    # (``records`` are offsets: those that compaction left without a record are among them.)
+    row |= {"segments": len(segments), "absent": sum(each.absent for each in segments)}
+    settings.out.one(row, _HUMAN)
 
 
 @logs.command("create", help="Make a log. One that is there already has to have these options.")
 @click.argument("log")
 @_options
+@option("--key-index", is_flag=True, default=None, help="Know the last offset of every key.")
 @pass_settings
-def logs_create(settings: Settings, log: str, sync: str | None, file_roll_size: int | None) -> None:
+def logs_create(settings: Settings, log: str, **options: Any) -> None:
     with settings.client() as client:
         there = False
         with suppress(NotFound):
             client.log(log)
             there = True
-        made = client.log(log, create=True, **_given(sync=sync, file_roll_size=file_roll_size))
+        made = client.log(log, create=True, **_given(**options))
         settings.out.say(f"log {log} was there" if there else f"created log {log}")
         if settings.out.form is not None:
             settings.out.one(_log_row(made.info()), _HUMAN)
@@ -107,12 +114,12 @@ def logs_create(settings: Settings, log: str, sync: str | None, file_roll_size: 
 @click.argument("log")
 @_options
 @pass_settings
-def logs_alter(settings: Settings, log: str, sync: str | None, file_roll_size: int | None) -> None:
-    options = _given(sync=sync, file_roll_size=file_roll_size)
-    if not options:
-        raise click.UsageError("nothing to alter: give --sync or --file-roll-size")
+def logs_alter(settings: Settings, log: str, **options: Any) -> None:
+    changes = _given(**options)
+    if not changes:
+        raise click.UsageError("nothing to alter: give --sync, --file-roll-size or --[no-]compact")
     with settings.client() as client:
-        settings.out.one(_log_row(client.log(log).alter(**options)), _HUMAN)
+        settings.out.one(_log_row(client.log(log).alter(**changes)), _HUMAN)
 
 
 @logs.command("rm", help="Delete a log, its records and its consumers.")

@@ -487,18 +487,6 @@ MUTANTS = (
         "compacting",
     ),
     Mutant(
-        "recovery keeps the length of the segment that was compacted",
-        "crash",
-        (
-            Edit(
-                "rlog.recovery:_lay_out",
-                "cut(segment.base, segment.bytes, segment.generation)",
-                "cut(segment.base, segment.bytes)",
-            ),
-        ),
-        "compacting",
-    ),
-    Mutant(
         "torn bytes are not set aside",
         "rot",
         (
