@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rlog_client import AsyncProducer as AsyncProducer
     from rlog_client import AsyncReader as AsyncReader
     from rlog_client import AsyncSource as AsyncSource
+    from rlog_client import AsyncTable as AsyncTable
     from rlog_client import AsyncTransaction as AsyncTransaction
     from rlog_client import connect_async as connect_async
 

@@ -34,7 +34,9 @@ from .decisions import (
     Books,
     Desk,
     Layout,
+    Look,
     Make,
+    Seen,
     Visible,
     Waiting,
     watch_clock,
@@ -54,6 +56,15 @@ class Reply(NamedTuple):
 
     waiting: Waiting
     make: Make
+
+
+class SyncWait(NamedTuple):
+    """Somebody who waits until all of ``log`` below ``offset`` is synced, and the answer then."""
+
+    waiting: Waiting
+    log: int
+    offset: int
+    answer: Answer | Look
 
 
 class Decided(NamedTuple):
@@ -85,12 +96,14 @@ class Broker:
         self._queue: deque[Waiting] = deque()
         self._unsynced: dict[int, Visible] = {}  # logs laid out further than they are synced
         self._unsynced_bytes: dict[int, int] = {}
-        self._sync_waits: list[Waiting] = []
+        self._sync_waits: list[SyncWait] = []
 
     def submit(self, waiting: Waiting) -> None:
         """Put a request into the queue; its answer comes through its peer."""
-        if isinstance(waiting.control, protocol.WaitSynced):
-            self._sync_waits.append(waiting)
+        control = waiting.control
+        if isinstance(control, protocol.WaitSynced):
+            done = Answer(protocol.Done())
+            self._sync_waits.append(SyncWait(waiting, control.log, control.offset, done))
         else:
             self._queue.append(waiting)
 
@@ -179,10 +192,17 @@ class Broker:
         """The frame is in the journal, ``synced`` or not: say so to those who asked."""
         for waiting, make in decided.replies:
             answer = make(synced)
-            if isinstance(answer, Answer):
-                waiting.peer.answer(waiting.request, answer.control, answer.payload)
+            if isinstance(answer, Seen):
+                self._sync_waits.append(SyncWait(waiting, *answer))
             else:
-                waiting.peer.answer_later(waiting.request, answer)
+                self._give(waiting, answer)
+
+    @staticmethod
+    def _give(waiting: Waiting, answer: Answer | Look) -> None:
+        if isinstance(answer, Answer):
+            waiting.peer.answer(waiting.request, answer.control, answer.payload)
+        else:
+            waiting.peer.answer_later(waiting.request, answer)
 
     def lay_out(self, decided: Decided, *, synced: bool, now: float) -> None:
         """Write the batches to their segments, do what could not be undone, raise the visible end.
@@ -248,14 +268,13 @@ class Broker:
 
     def answer_sync_waits(self, now: float) -> None:
         """Answer who waits for a sync and has it; the others make one due."""
-        still = []
-        for waiting in self._sync_waits:
-            assert isinstance(waiting.control, protocol.WaitSynced)
-            log = self.books.state.logs.get(waiting.control.log)
-            wanted = waiting.control.offset
+        waits, self._sync_waits = self._sync_waits, []
+        for wait in waits:
+            waiting, wanted = wait.waiting, wait.offset
+            log = self.books.state.logs.get(wait.log)
             error: RlogError | None = None
             if log is None:
-                error = NotFound(f"there is no log with id {waiting.control.log}: it was deleted")
+                error = NotFound(f"there is no log with id {wait.log}: it was deleted")
             elif wanted > log.end:
                 error = OffsetOutOfRange(
                     f"log {log.name!r} ends at {log.end}, before {wanted}",
@@ -263,16 +282,15 @@ class Broker:
                     end=log.end,
                 )
             elif self.books.synced_end[log.id] >= wanted:
-                waiting.peer.answer(waiting.request, protocol.Done())
+                self._give(waiting, wait.answer)
                 continue
             elif self.books.failed is not None:
                 error = StorageFailed(self.books.failed)
             if error is not None:
                 waiting.peer.answer(waiting.request, protocol.error_control(error))
                 continue
-            still.append(waiting)
+            self._sync_waits.append(wait)
             self._due(now)
-        self._sync_waits = still
 
     # --- failure ------------------------------------------------------------------------------
 

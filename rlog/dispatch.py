@@ -47,7 +47,7 @@ class Lot(NamedTuple):
 
     base: int
     end: int
-    segment: int
+    segment: tuple[int, int]  # its base and generation
     position: int
     bytes: int
 
@@ -106,8 +106,8 @@ class Dispatch:
         self.cursor = cursor
         self.mates: dict[int, Mate] = {}
         self.alarm = _NEVER
-        self.chunk: tuple[int, int, memoryview] | None = None  # what was looked up last: segment,
-        # position and bytes, to be sent from there
+        # What was looked up last, to be sent from there: segment, position and bytes.
+        self.chunk: tuple[tuple[int, int], int, memoryview] | None = None
         self._awaited: set[int] = set()  # members from before the start, who come back first
         self._await_until = _NEVER
         self._due_at: dict[int, float] = {}  # records that failed
@@ -115,7 +115,7 @@ class Dispatch:
 
     def _reset(self) -> None:
         self.head = self.cursor.committed  # everything below it has been looked up
-        self.place: tuple[int, int] | None = None  # segment and position of the head, if known
+        self.place: tuple[tuple[int, int], int] | None = None  # of the head, if known
         self.first = 0  # the log's, as far as it was seen to
         self._ready: list[int] = []
         self._holder: dict[int, Mate] = {}
@@ -231,14 +231,25 @@ class Dispatch:
             return None
         return self.head
 
-    def feed(self, header: Header, keys: Sequence[bytes | None] | None, lot: Lot) -> None:
-        """A batch was looked up; ``keys`` None: none of its records has any."""
+    def feed(
+        self,
+        header: Header,
+        keys: Sequence[bytes | None] | None,
+        lot: Lot,
+        there: Sequence[int] | None = None,
+    ) -> None:
+        """A batch was looked up; ``keys`` None: none of its records has any. ``there``: the offsets
+        of its records, if some are absent.
+        """
         begin = max(self.head, header.base, self.cursor.committed)
         self.head = max(self.head, header.end)
         self.place = (lot.segment, lot.position + lot.bytes)
         self._lots.append(lot)
         if len(self._lots) > _LOTS_MAX:
             del self._lots[: _LOTS_MAX // 2]
+        if there is not None:
+            self._feed_sparse(begin, header.end, keys, there)
+            return
         assert self.cursor.shared is not None
         for low, high in holes(self.cursor.shared.settled, begin, header.end):
             if keys is None:
@@ -249,19 +260,30 @@ class Dispatch:
                 for offset in range(low, high):
                     self._enter(offset, keys[offset - header.base])
 
+    def _feed_sparse(
+        self, begin: int, end: int, keys: Sequence[bytes | None] | None, there: Sequence[int]
+    ) -> None:
+        for index, offset in enumerate(there):
+            if offset < begin:
+                continue
+            if begin < offset:
+                add(self._absent, begin, offset)
+            begin = offset + 1
+            if not self.cursor.is_settled(offset):
+                self._enter(offset, None if keys is None else keys[index])
+        if begin < end:
+            add(self._absent, begin, end)
+
     def skip(self, loss: Loss) -> None:
         """Nothing can be looked up there."""
         begin = max(self.head, loss.begin)
         self.head, self.place = max(self.head, loss.end), None
         self._lose(begin, loss.end, lambda _begin, _end: loss.error)
 
-    def absent(self, end: int, lot: Lot) -> None:
-        """There is nothing up to ``end``, and nothing is missing."""
-        begin = max(self.head, self.cursor.committed)
-        if begin < end:
-            add(self._absent, begin, end)
-        self.head = max(self.head, end)
-        self.place = (lot.segment, lot.position + lot.bytes)
+    def gone_absent(self, offset: int) -> None:
+        """A record was compacted away after it had been looked up."""
+        add(self._absent, offset, offset + 1)
+        self._done(offset)
 
     def take_absent(self) -> list[int]:
         """Ranges to be passed over with the next completion."""

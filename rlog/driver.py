@@ -19,6 +19,7 @@ from . import checkpoint as checkpoints
 from . import facts
 from .broker import FRAME_BYTES_GOAL, Broker, Decided
 from .checkpoint import Checkpoint, Tail
+from .compaction import Compactor
 from .decisions import NOBODY, Books, Copying, Waiting, copying
 from .files import Boot
 from .frame import Frame
@@ -90,6 +91,7 @@ class Driver:
         self.flush: Callable[[], None] = lambda: None  # sends the answers that were made so far
         self._files = files
         self._marks = list(marks)[-2:]  # the checkpoints' numbers, older first
+        self.compactor = Compactor(broker, clock)
         self._dirty_max = dirty_max
         self._clock = clock
         self._wall = wall
@@ -134,7 +136,9 @@ class Driver:
             flight = self._append(decided)
             if flight is not None:
                 return flight
-        return self._begin_due()
+        flight = self._begin_due()
+        # What was answered there may have asked for more.
+        return self.begin() if flight is None and self.broker.waiting else flight
 
     def _decide(self) -> Decided | None:
         if not self.broker.waiting:
@@ -207,8 +211,14 @@ class Driver:
     def _settle(self, decided: Decided, *, synced: bool) -> None:
         self.broker.answer(decided, synced=synced)
         self.flush()  # the client need not wait for the segment, which is only derived
+        outdated: list[Callable[[], None]] = []
+        if synced and decided.frame is not None:
+            # This frame is the proof of the one before it.
+            outdated, self.broker.books.outdated = self.broker.books.outdated, outdated
         try:
             self.broker.lay_out(decided, synced=synced, now=self._clock())
+            for remove in outdated:
+                remove()
         except OSError as error:
             # The frame stands, and its answers too; what could not be laid out, recovery will.
             self._fail(f"a segment cannot be written: {error}", None)
@@ -224,8 +234,8 @@ class Driver:
             return None
         again = self._again_at if self._opening is not None else None
         alarm = self.broker.books.alarm if self.broker.books.alarm != _NEVER else None
-        dues = [d for d in (self.broker.sync_due, self._witness_due, again, alarm) if d is not None]
-        return min(dues, default=None)
+        dues = (self.broker.sync_due, self._witness_due, again, alarm, self.compactor.deadline)
+        return min((d for d in dues if d is not None), default=None)
 
     # --- space --------------------------------------------------------------------------------
 
@@ -277,6 +287,13 @@ class Driver:
     def copied(self, look: Copying) -> None:
         """It is done."""
         self.broker.submit(Waiting(NOBODY, 0, look.request()))
+
+    # --- compaction ---------------------------------------------------------------------------
+
+    def compacted(self, result: bool | OSError) -> None:
+        """How a slice of ``compactor.work`` ended."""
+        if (error := self.compactor.worked(result)) is not None:
+            self._fail(f"a compacted segment cannot be synced: {error}", None)
 
     # --- checkpoints --------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ class Options(Struct, frozen=True, forbid_unknown_fields=True):
     sync: str | None = None
     file_roll_size: int = 64 << 20
     key_index: bool = False
+    compact: bool = False
     max_total_bytes: int | None = None
     max_file_age: float | None = None
     blocking_minimum_retention: float | None = None
@@ -263,6 +264,22 @@ class Trusted(Struct, frozen=True, array_like=True, tag=25):
     difference_ns: int
 
 
+class Compacted(Struct, frozen=True, array_like=True, tag=27):
+    """The segments that hold the offsets ``base`` to ``end`` are one now: the file of this
+    generation, of so many ``bytes``, in which so many offsets are ``absent``.
+
+    ``stale``: how many superseded records were looked for, but for those that are held.
+    """
+
+    log: int
+    base: int
+    end: int
+    generation: int
+    bytes: int
+    absent: int
+    stale: int
+
+
 class Joined(Struct, frozen=True, array_like=True, tag=29):
     """A member of a shared consumer has claimed; ``epoch`` is its own, and names it.
 
@@ -331,6 +348,7 @@ Fact = (
     | Transacted
     | Doubted
     | Trusted
+    | Compacted
     | Joined
     | Vanished
     | Completed

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from rlog_client.batch import HEADER_BYTES, InvalidBatch, parse_header
 
 from .index import Index
-from .segment import Damage, Extent, Found, Place, base_of, directory, path, walk
+from .segment import Damage, Extent, Found, Place, directory, parse_name, path, walk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -53,23 +53,24 @@ class Handles:
         self.files = files
         self.open_max = HANDLES_MAX
         self.dirty = 0  # files that were written and wait for a checkpoint to sync them
-        self._open: OrderedDict[tuple[int, int], File] = OrderedDict()
+        self._open: OrderedDict[tuple[int, int, int], File] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, log: int, base: int) -> File:
+    def get(self, log: int, base: int, generation: int = 0) -> File:
+        key = (log, base, generation)
         with self._lock:
-            file = self._open.get((log, base))
+            file = self._open.get(key)
             if file is None:
-                file = self._open[log, base] = self.files.open(path(log, base), write=False)
+                file = self._open[key] = self.files.open(path(*key), write=False)
                 if len(self._open) > self.open_max:
                     self._open.popitem(last=False)
             else:
-                self._open.move_to_end((log, base))
+                self._open.move_to_end(key)
             return file
 
-    def drop(self, log: int, base: int) -> None:
+    def drop(self, log: int, base: int, generation: int = 0) -> None:
         with self._lock:
-            self._open.pop((log, base), None)
+            self._open.pop((log, base, generation), None)
 
 
 class LogFiles:
@@ -85,7 +86,8 @@ class LogFiles:
         self._base = -1  # of the segment being written
         self._length = 0  # of it, as far as it is written
         self._reserved: dict[int, int] = {}  # base -> bytes that are sure to have space
-        self._indexes: dict[int, Index] = {}
+        self._indexes: dict[tuple[int, int], Index] = {}  # by base and generation
+        self._generations: dict[int, int] = {}  # of the segments that were rewritten, by base
         self._index_lock = threading.Lock()
         # A file that is written stays open until a checkpoint has synced it, and no longer: the
         # kernel tells a failed write-back to those who hold the file, and forgets it with them.
@@ -111,14 +113,17 @@ class LogFiles:
             self._soil(base, file)
         file.write(position, pieces)
 
-    def cut(self, base: int, length: int) -> None:
+    def cut(self, base: int, length: int, generation: int = 0) -> None:
         """Give a segment its length: what is behind it was never part of the log, what is missing
         reads as zeros.
         """
+        if generation:
+            self._generations[base] = generation
+        name = path(self.id, base, generation)
         try:
-            file = self._dirty.get(base) or self._files.open(path(self.id, base))
+            file = self._dirty.get(base) or self._files.open(name)
         except FileNotFoundError:
-            file = self._files.create(path(self.id, base))
+            file = self._files.create(name)
             self._names_changed = True
         if file.size() != length:
             file.truncate(length)
@@ -193,23 +198,48 @@ class LogFiles:
     def trim(self, bases: Sequence[int]) -> None:
         """Remove whole segments."""
         for base in bases:
-            self._handles.drop(self.id, base)
-            self._indexes.pop(base, None)
+            generation = self._generations.pop(base, 0)
             self._clean(base)
             self._reserved.pop(base, None)
             if base == self._base:
                 self._base = -1
-            with contextlib.suppress(FileNotFoundError):  # lost before, and known to its readers
-                self._files.unlink(path(self.id, base))
+            self.unlink(base, generation)
+
+    def make_rewritten(self, base: int, generation: int) -> File:
+        """An empty file for what compaction leaves. Raises OSError."""
+        # One that was given up halfway is as good as new.
+        with contextlib.suppress(FileNotFoundError):
+            self._files.unlink(path(self.id, base, generation))
+        return self._files.create(path(self.id, base, generation))
+
+    def sync_names(self) -> None:
+        """The names of its files are on the disk. Nothing happens if the log was deleted."""
+        self._files.sync_directory("logs")  # its own name: before a checkpoint nobody needs that
+        with contextlib.suppress(FileNotFoundError):
+            self._files.sync_directory(directory(self.id))
+
+    def replace(self, old: Sequence[tuple[int, int]], base: int, generation: int) -> None:
+        """The segments ``old`` (base, generation) are this one now. Their files stay."""
+        for each, _ in old:
+            self._generations.pop(each, None)
+            self._clean(each)
+        self._generations[base] = generation
+
+    def unlink(self, base: int, generation: int) -> None:
+        """Remove a file that is no part of the log any more. Who has it open reads on."""
+        self._handles.drop(self.id, base, generation)
+        self._indexes.pop((base, generation), None)
         self._names_changed = True
+        with contextlib.suppress(FileNotFoundError):  # lost before, and known to its readers
+            self._files.unlink(path(self.id, base, generation))
 
     def delete(self) -> None:
         """Remove the log's files and its directory."""
         for base in list(self._dirty):
             self._clean(base)
         for name in self._files.names(directory(self.id)):
-            if (segment := base_of(name)) is not None:
-                self._handles.drop(self.id, segment)
+            if (segment := parse_name(name)) is not None:
+                self._handles.drop(self.id, *segment)
             self._files.unlink(f"{directory(self.id)}/{name}")
         self._files.remove_directory(directory(self.id))
 
@@ -224,7 +254,7 @@ class LogFiles:
         ``position``: where ``offset`` begins, if known. None is returned rather than waiting for
         the disk, unless ``wait``. OSError: the disk could not be read.
         """
-        file = self._handles.get(self.id, extent.base)
+        file = self.file(extent)
         if position is None:
             at = self._seek(file, extent, offset, wait)
             if at is None or isinstance(at, Damage):
@@ -248,6 +278,10 @@ class LogFiles:
             break
         # What is cached was damaged, and the disk was not: say so rather than go round for ever.
         return Damage(position, offset, extent.end, "two reads differ")
+
+    def file(self, extent: Extent) -> File:
+        """Open for reading. Raises OSError."""
+        return self._handles.get(self.id, extent.base, extent.generation)
 
     @staticmethod
     def _cut(data: Buffer, extent: Extent, position: int, offset: int) -> tuple[int, int, int]:
@@ -290,7 +324,7 @@ class LogFiles:
 
         None: it cannot be read.
         """
-        file = self._handles.get(self.id, extent.base)
+        file = self.file(extent)
         for found in self._walk_from_index(file, extent, offset=offset):
             if isinstance(found, Damage):
                 if found.end > offset:
@@ -304,7 +338,7 @@ class LogFiles:
 
         May wait.
         """
-        file = self._handles.get(self.id, extent.base)
+        file = self.file(extent)
         for found in self._walk_from_index(file, extent, time_ns=time_ns):
             if isinstance(found, Found) and found.header.time_ns >= time_ns:
                 return found.header.base
@@ -315,7 +349,8 @@ class LogFiles:
     ) -> Iterator[Found | Damage]:
         """A walk from the nearest place that the index knows; what it learns stays in the index."""
         with self._index_lock:
-            index = self._indexes.setdefault(extent.base, Index(extent.base))
+            name = (extent.base, extent.generation)
+            index = self._indexes.setdefault(name, Index(extent.base))
             if offset is not None:
                 start, position = index.at_offset(min(offset, index.end))
             else:

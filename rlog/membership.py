@@ -9,10 +9,19 @@ from __future__ import annotations
 
 import errno
 import logging
+from bisect import bisect_left
 from typing import TYPE_CHECKING, Final
 
 from rlog_client import protocol
-from rlog_client.batch import HEADER_BYTES, InvalidBatch, check_body, decode_keys, parse_header
+from rlog_client.batch import (
+    HEADER_BYTES,
+    Header,
+    InvalidBatch,
+    check_body,
+    decode,
+    decode_keys,
+    parse_header,
+)
 from rlog_client.errors import Gap, NotFound, RlogError, StorageFailed
 
 from .decisions import Unreadable, Vanish
@@ -178,13 +187,13 @@ class Membership:
                 self._cannot_read(offset, "it was removed", damaged=False)
             return None  # decided, and seen to when that is durable
         extent = self.books.extent(log, offset)
-        position, size = None, HEADER_BYTES
+        position, size, segment = None, HEADER_BYTES, (extent.base, extent.generation)
         if why == "scan":
             place = self._dispatch.place
-            if place is not None and place[0] == extent.base:
+            if place is not None and place[0] == segment:
                 position = place[1]
             size = SCAN_BYTES
-        elif (lot := self._dispatch.lot_of(offset)) is not None and lot.segment == extent.base:
+        elif (lot := self._dispatch.lot_of(offset)) is not None and lot.segment == segment:
             # Where the batch begins is where to read, also for a record in the midst of it.
             position, offset, size = lot.position, lot.base, lot.bytes
         read = Read(self.books.files[log.id], extent, position, offset, size)
@@ -203,11 +212,14 @@ class Membership:
         if self._reading is None or self._reading[0] is not read or self._loan is None:
             return
         why, self._reading = self._reading[1], None
-        file = path(self.log, read.extent.base)
+        file = path(self.log, read.extent.base, read.extent.generation)
         if isinstance(found, OSError):
             log = self.books.state.logs.get(self.log)
             if log is None or log.first > read.offset:
                 return  # deleted or trimmed meanwhile: the next look says so
+            now = self.books.extent(log, read.offset)
+            if (now.base, now.generation) != (read.extent.base, read.extent.generation):
+                return  # compacted meanwhile: the next look finds it
             if found.errno != errno.ENOENT:
                 logger.error("%s cannot be read: %s", file, found)
                 self.end(StorageFailed(f"{file} cannot be read: {found}"))
@@ -223,26 +235,24 @@ class Membership:
 
     def _scanned(self, read: Read, found: Chunk | Damage) -> None:
         if isinstance(found, Damage):
-            error = damaged(self._name, path(self.log, read.extent.base), found)
+            file = path(self.log, read.extent.base, read.extent.generation)
+            error = damaged(self._name, file, found)
             self._dispatch.skip(Loss(found.first, found.end, error))
             return
-        segment, at = read.extent.base, 0
+        segment, at = (read.extent.base, read.extent.generation), 0
         self._dispatch.chunk = (segment, found.position, found.data)
         while at < len(found.data):
             header = parse_header(found.data, at)
             body = found.data[at + HEADER_BYTES : at + header.bytes]
             lot = Lot(header.base, header.end, segment, found.position + at, header.bytes)
             try:
-                check_body(header, body)
-                keys = decode_keys(body[1 : 1 + header.keys_bytes])
-                if keys is not None and len(keys) != header.count:
-                    raise InvalidBatch(f"{len(keys)} keys for {header.count} records")
+                keys, there = _keys_of(header, body)
             except InvalidBatch as error:
                 damage = Damage(lot.position, header.base, header.end, str(error))
-                loss = damaged(self._name, path(self.log, segment), damage)
+                loss = damaged(self._name, path(self.log, *segment), damage)
                 self._dispatch.skip(Loss(header.base, header.end, loss))
             else:
-                self._dispatch.feed(header, keys, lot)
+                self._dispatch.feed(header, keys, lot, there)
             at += header.bytes
 
     def _key_found(self, found: Chunk | Damage) -> None:
@@ -254,14 +264,16 @@ class Membership:
             self._cannot_read(offset, found.reason, damaged=True)
             return
         header = parse_header(found.data)
-        body = found.data[HEADER_BYTES : header.bytes]
         try:
-            check_body(header, body)
-            keys = decode_keys(body[1 : 1 + header.keys_bytes])
+            keys, there = _keys_of(header, found.data[HEADER_BYTES : header.bytes])
         except InvalidBatch as error:
             self._cannot_read(offset, str(error), damaged=True)
             return
-        self._dispatch.known(offset, keys[offset - header.base] if keys is not None else None)
+        index = offset - header.base if there is None else bisect_left(there, offset)
+        if there is not None and offset not in there[index : index + 1]:
+            self._cannot_read(offset, "it was compacted away", damaged=False)
+            return
+        self._dispatch.known(offset, keys[index] if keys is not None else None)
 
     def _cannot_read(self, offset: int, reason: str, *, damaged: bool) -> None:
         """A redriven record must not stand in the way of all others for ever."""
@@ -278,7 +290,9 @@ class Membership:
         for offset in self._given:
             if offset < log.first and (copy := self._copy_of(offset)):
                 if offset not in mate.sent:
-                    self._send_batch(Lot(offset, offset + 1, 0, 0, len(copy)), memoryview(copy))
+                    self._send_batch(
+                        Lot(offset, offset + 1, (0, 0), 0, len(copy)), memoryview(copy)
+                    )
                 continue
             lot = dispatch.lot_of(offset)
             if lot is None or lot.base not in mate.sent:
@@ -313,7 +327,8 @@ class Membership:
         if not self._given:
             return
         if isinstance(found, Damage):
-            error = damaged(self._name, path(self.log, read.extent.base), found)
+            file = path(self.log, read.extent.base, read.extent.generation)
+            error = damaged(self._name, file, found)
             gone = [offset for offset in self._given if found.first <= offset < found.end]
             self._given = [offset for offset in self._given if offset not in gone]
             for offset in gone:
@@ -326,12 +341,27 @@ class Membership:
             self._after_loss()
             return
         header = parse_header(found.data)
-        lot = Lot(header.base, header.end, read.extent.base, found.position, header.bytes)
+        segment = (read.extent.base, read.extent.generation)
+        lot = Lot(header.base, header.end, segment, found.position, header.bytes)
+        if header.sparse and self._drop_absent(header, found.data):
+            return
         self._dispatch.note(lot)
         self._send_batch(lot, found.data[: header.bytes])
 
+    def _drop_absent(self, header: Header, data: memoryview) -> bool:
+        """What was given may have been compacted away since it was looked up."""
+        try:
+            there = decode(header, data[HEADER_BYTES : header.bytes]).there or ()
+        except InvalidBatch:
+            return False  # the member finds out
+        gone = [o for o in self._given if header.base <= o < header.end and o not in there]
+        self._given = [offset for offset in self._given if offset not in gone]
+        for offset in gone:
+            self._dispatch.gone_absent(offset)
+        return bool(gone)
+
     def _send_batch(self, lot: Lot, data: memoryview) -> None:
-        records = protocol.Records(lot.base, path(self.log, lot.segment), lot.position)
+        records = protocol.Records(lot.base, path(self.log, *lot.segment), lot.position)
         self.outlet.answer(self.id, records, data)
         self._mate.keep(lot.base, lot.bytes)
 
@@ -371,3 +401,19 @@ class Membership:
     def _gap(self, first: int, end: int) -> RlogError:
         text = f"log {self._name!r}: the offsets {first} to {end} were removed"
         return Gap(text, first=first, end=end)
+
+
+def _keys_of(
+    header: Header, body: memoryview
+) -> tuple[list[bytes | None] | None, list[int] | None]:
+    """The keys of a batch's records, and their offsets where some are absent. Raises
+    InvalidBatch.
+    """
+    if header.sparse:
+        columns = decode(header, body)
+        return columns.keys, columns.there
+    check_body(header, body)
+    keys = decode_keys(body[1 : 1 + header.keys_bytes])
+    if keys is not None and len(keys) != header.count:
+        raise InvalidBatch(f"{len(keys)} keys for {header.count} records")
+    return keys, None

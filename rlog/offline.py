@@ -358,6 +358,7 @@ class SegmentView(NamedTuple):
 
     log: state.Log
     extent: Extent
+    absent: int  # how many of its offsets compaction left without a record
     durable: Extent | None
     file: str
     file_bytes: int | None  # None: it is not there
@@ -372,7 +373,8 @@ class SegmentView(NamedTuple):
             return lambda _position, _count: b""
         assert survey.base is not None
         for tail in survey.base.tails:
-            if (tail.log, tail.base) == (self.extent.log, self.extent.base):
+            place = (tail.log, tail.base, 0)
+            if place == (self.extent.log, self.extent.base, self.extent.generation):
                 return _overlaid(read, tail.position, tail.data)
         return read
 
@@ -400,17 +402,24 @@ def segments(survey: Survey) -> Iterator[SegmentView]:
     if survey.base is not None:
         for log in survey.base.state.logs.values():
             for index, each in enumerate(log.segments):
-                extent = Extent(log.id, each.base, log.segment_end(index), each.bytes)
-                durable[log.id, each.base] = extent
+                durable[log.id, each.base, each.generation] = _extent(log, index)
     for log in survey.state.logs.values():
         for index, each in enumerate(log.segments):
-            extent = Extent(log.id, each.base, log.segment_end(index), each.bytes)
-            name = path(log.id, each.base)
+            extent = _extent(log, index)
+            name = path(log.id, each.base, each.generation)
             try:
                 size = survey.files.open(name).size()
             except FileNotFoundError:
                 size = None
-            yield SegmentView(log, extent, durable.get((log.id, each.base)), name, size)
+            left = durable.get((log.id, each.base, each.generation))
+            if each.generation:
+                left = extent  # it was on the disk before the journal said so
+            yield SegmentView(log, extent, each.absent, left, name, size)
+
+
+def _extent(log: state.Log, index: int) -> Extent:
+    each = log.segments[index]
+    return Extent(log.id, each.base, log.segment_end(index), each.bytes, each.generation)
 
 
 # --- verify ---------------------------------------------------------------------------------
@@ -540,7 +549,7 @@ def _verify_segment(seen: Survey, segment: SegmentView, counted: Counted) -> Ite
             )
             continue
         counted.batches += 1
-        counted.records += view.header.count
+        counted.records += len(view.columns.values) if view.columns else view.header.count
         counted.bytes += view.header.bytes
         if view.columns is None:
             header = view.header
@@ -552,9 +561,9 @@ def _verify_segment(seen: Survey, segment: SegmentView, counted: Counted) -> Ite
 def _verify_names(seen: Survey) -> Iterator[Finding]:
     """What lies in ``logs/`` and belongs to nothing."""
     assert seen.state is not None
-    known = {path(log, base) for log, base in seen.state.segments()}
+    known = {path(*segment) for segment in seen.state.segments()}
     if seen.base is not None:
-        known |= {path(log, base) for log, base in seen.base.state.segments()}
+        known |= {path(*segment) for segment in seen.base.state.segments()}
     for directory in seen.files.names("logs"):
         for entry in seen.files.names(f"logs/{directory}"):
             name = f"logs/{directory}/{entry}"

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
     from . import state
     from .driver import Driver
-    from .log import Chunk
-    from .segment import Damage
+    from .log import Chunk, LogFiles
+    from .segment import Damage, Extent
 
 OUT_BYTES_MAX: Final = 2 << 20  # what waits to be sent; beyond it nothing more is read or pushed
 WAITING_BYTES_MAX: Final = 16 << 20  # of appends that wait to be answered, per connection
@@ -53,6 +53,7 @@ _LISTINGS: Final = (
     protocol.ListParked,
     protocol.ListProducers,
     protocol.ReadParked,
+    protocol.GetTable,
 )
 _Placed = (
     protocol.Resolve | protocol.Subscribe | protocol.Claim | protocol.SeekCursor | protocol.TrimLog
@@ -120,6 +121,8 @@ class Hub(ABC):
             return Upkeep(self.driver.journal.prepare, self.driver.prepared)
         if (look := self.driver.copying()) is not None:
             return Upkeep(look.run, lambda _result: self.driver.copied(look))
+        if self.driver.compactor.due():
+            return Upkeep(self.driver.compactor.work, self.driver.compacted)
         return None
 
 
@@ -287,6 +290,8 @@ class Peer(ABC):
         produced, body = bytes(view[:HEADER_BYTES]), view[HEADER_BYTES:]
         try:
             header = parse_header(produced)
+            if header.sparse:
+                raise InvalidBatch("a producer's batch has all its records")
             check_body(header, body)
         except InvalidBatch as error:
             raise InvalidRequest(f"not a sound batch: {error}") from None
@@ -319,10 +324,25 @@ class Peer(ABC):
         for segment in log.segments:
             if segment.time_max_ns >= time_ns and segment.base < visible.end:
                 extent, files = self._books.extent(log, segment.base), self._books.files[log.id]
-                look = partial(files.find_time, extent, time_ns)
-                self._look_up(message.request, look, partial(self._resolved, message, log))
+                look = partial(_find_time, files, extent, time_ns)
+                then = partial(self._found_time, message, log, extent)
+                self._look_up(message.request, look, then)
                 return
         self._resolved(message, log, visible.end)
+
+    def _found_time(
+        self, message: Message, log: state.Log, extent: Extent, found: int | OSError
+    ) -> None:
+        if isinstance(found, int):
+            self._resolved(message, log, found)
+        elif log.id in self._books.visible and extent.base < log.first:
+            self._resolved(message, log, log.first)  # trimmed meanwhile
+        elif log.id in self._books.visible and self._books.extent(log, extent.base) != extent:
+            # Compacted meanwhile: its file is another.
+            self._leave(message.request)
+            self._resolve_time(message, _time_in(message.control) or model.OLDEST)
+        else:
+            self.answer(message.request, protocol.error_control(StorageFailed(str(found))))
 
     def _resolved(self, message: Message, log: state.Log, offset: int) -> None:
         place = model.Whence("offset", max(offset, log.first))  # it may have been trimmed meanwhile
@@ -487,8 +507,17 @@ class Peer(ABC):
         for subscription in self._subscriptions.values():
             self._hub.unsubscribe(subscription.log, self)
         self._subscriptions.clear()
+        self._books.tables.end(self)
         self._out.clear()
         self._out_bytes = 0
+
+
+def _find_time(files: LogFiles, extent: Extent, time_ns: int) -> int | OSError:
+    """The offset, or that the file is not there."""
+    try:
+        return files.find_time(extent, time_ns)
+    except FileNotFoundError as error:
+        return error
 
 
 def _time_in(control: Control) -> model.Whence | None:

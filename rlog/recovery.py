@@ -20,7 +20,7 @@ from .files import PAGE, Files
 from .frame import UnknownVersion
 from .journal import DIRECTORY, LocalJournal, Mark, Refused, file_names, scan
 from .log import Handles, LogFiles
-from .segment import base_of, path
+from .segment import parse_name, path
 from .state import State
 
 if TYPE_CHECKING:
@@ -188,12 +188,20 @@ def _lay_out(
     alive = final.segments()
     for log_id in sorted(final.logs):
         logs.get(log_id)
+    known = base.state.segments()
     for log in base.state.logs.values():
         for segment in log.segments:
-            if (log.id, segment.base) in alive:
+            if (log.id, segment.base, segment.generation) in alive:
+                _check_length(files, log.name, log.id, segment, reports)
+    for log in final.logs.values():
+        for segment in log.segments:
+            # What was compacted since was on the disk before anything said so.
+            name = (log.id, segment.base, segment.generation)
+            if segment.generation and name not in known:
                 _check_length(files, log.name, log.id, segment, reports)
     for tail in base.tails:
-        if (tail.log, tail.base) in alive:
+        # (A segment that was compacted since is complete, and in another file.)
+        if (tail.log, tail.base, 0) in alive:
             logs.get(tail.log).restore(tail.base, tail.position, [tail.data])
     replay = state.load(state.dump(base.state))
     for number in range(base.number + 1, journal.tail() + 1):
@@ -210,7 +218,7 @@ def _lay_out(
                     f"frame {number}: the batch of log {place.log}, offsets {append.header.base} "
                     f"to {append.header.end}, is damaged in the journal: {body.damage}"
                 )
-            if (place.log, place.segment) in alive:
+            if (place.log, place.segment, 0) in alive:
                 # A damaged body is not laid out: its header is, and its reader will be told.
                 pieces: list[bytes | memoryview] = [append.raw]
                 if body.body is not None:
@@ -218,7 +226,7 @@ def _lay_out(
                 logs.get(place.log).restore(place.segment, place.position, pieces)
     for log in final.logs.values():
         for segment in log.segments:
-            logs.get(log.id).cut(segment.base, segment.bytes)
+            logs.get(log.id).cut(segment.base, segment.bytes, segment.generation)
         if log.segments:
             logs.get(log.id).adopt(log.segments[-1].base, log.segments[-1].bytes)
     _tidy(files, final, alive, journal.tail() + 1, reports)
@@ -232,25 +240,25 @@ def _check_length(
     other.
     """
     try:
-        size = files.open(path(log, segment.base), write=False).size()
+        size = files.open(path(log, segment.base, segment.generation), write=False).size()
     except FileNotFoundError:
         size = 0
     if size < segment.bytes:
         reports.append(
-            f"{path(log, segment.base)} of log {name!r} has {size} bytes instead of "
-            f"{segment.bytes}: records in it are lost, and their readers will be told"
+            f"{path(log, segment.base, segment.generation)} of log {name!r} has {size} bytes "
+            f"instead of {segment.bytes}: records in it are lost, and their readers will be told"
         )
 
 
 def _tidy(
-    files: Files, final: State, alive: set[tuple[int, int]], number: int, reports: list[str]
+    files: Files, final: State, alive: set[tuple[int, int, int]], number: int, reports: list[str]
 ) -> None:
     """Remove what a trim or a deletion left, and set aside what nothing explains."""
     for name in files.names("logs"):
         try:
             files.names(f"logs/{name}")
         except NotADirectoryError:
-            _remove_or_set_aside(files, "logs", [name], 0, number, reports)
+            _remove_or_set_aside(files, "logs", [name], None, number, reports)
             continue
         log_id = int(name) if name.isdecimal() else None
         if log_id is None or log_id >= final.next_log:
@@ -265,26 +273,42 @@ def _tidy(
             unknown = [
                 entry
                 for entry in files.names(f"logs/{name}")
-                if (base := base_of(entry)) is None or (log_id, base) not in alive
+                if (found := parse_name(entry)) is None or (log_id, *found) not in alive
             ]
-        first = final.logs[log_id].first if log_id in final.logs else 0
-        _remove_or_set_aside(files, f"logs/{name}", unknown, first, number, reports)
+        log = final.logs.get(log_id) if log_id is not None else None
+        _remove_or_set_aside(files, f"logs/{name}", unknown, log, number, reports)
         if log_id not in final.logs:
             files.remove_directory(f"logs/{name}")
 
 
 def _remove_or_set_aside(
-    files: Files, where: str, entries: Sequence[str], first: int, number: int, reports: list[str]
+    files: Files,
+    where: str,
+    entries: Sequence[str],
+    log: state.Log | None,
+    number: int,
+    reports: list[str],
 ) -> None:
     for entry in entries:
-        base = base_of(entry)
         file = f"{where}/{entry}"
-        trimmed = base is not None and base < first
         # Space that was reserved for an append which then was not made holds zeros.
-        if trimmed or not any(files.open(file, write=False).read(0, PAGE)):
+        if _explained(log, entry) or not any(files.open(file, write=False).read(0, PAGE)):
             files.unlink(file)
             continue
         files.make_directory(QUARANTINE)
         aside = f"{QUARANTINE}/{number:020}-{file.replace('/', '-')}"
         files.rename(file, aside)
         reports.append(f"{file} belongs to nothing here; set aside as {aside}")
+
+
+def _explained(log: state.Log | None, entry: str) -> bool:
+    """A segment that was trimmed, or that was compacted, or what was to replace it and did not:
+    which of the two files counts is the state's to say, and the other one is of no use.
+    """
+    if log is None or (found := parse_name(entry)) is None:
+        return False
+    base, generation = found
+    if base < log.first or generation:
+        return True
+    index = log.segment_index(base)
+    return index >= 0 and log.segments[index].generation > 0

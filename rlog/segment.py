@@ -1,5 +1,6 @@
 """One segment: batches one behind the other, exactly as their producers made them, and nothing
-else.
+else. (Of one that was compacted: and sparse ones, where records are absent. It is another file, of
+another *generation*.)
 
 A walk checks headers one after the other: each must be the next offset of this log, and where one
 is
@@ -25,14 +26,25 @@ def directory(log: int) -> str:
     return f"logs/{log}"
 
 
-def path(log: int, base: int) -> str:
-    return f"logs/{log}/{base:020}.seg"
+def path(log: int, base: int, generation: int = 0) -> str:
+    return f"logs/{log}/{base:020}{f'.{generation}' if generation else ''}.seg"
+
+
+def parse_name(name: str) -> tuple[int, int] | None:
+    """The base and the generation in a segment's file name, or None if it is not one."""
+    stem, _, rest = name.partition(".")
+    middle, _, kind = rest.rpartition(".")
+    if kind != "seg" or len(stem) != 20 or not (stem + middle).isdecimal():
+        return None
+    generation = int(middle or 0)
+    found = int(stem), generation
+    return found if path(0, *found).rpartition("/")[2] == name else None
 
 
 def base_of(name: str) -> int | None:
     """The base in a segment's file name, or None if it is not one."""
-    stem, dot, rest = name.partition(".")
-    return int(stem) if dot and rest == "seg" and len(stem) == 20 and stem.isdecimal() else None
+    found = parse_name(name)
+    return None if found is None else found[0]
 
 
 class Found(NamedTuple):
@@ -71,6 +83,7 @@ class Extent(NamedTuple):
     base: int
     end: int
     length: int
+    generation: int = 0
 
 
 class _Window:

@@ -26,11 +26,17 @@ Key: TypeAlias = bytes  # (in Log, `bytes` is a property)
 class Segment(Struct, array_like=True):
     """One file of batches: first offset, length in bytes, running maximum of append times up to
     its end.
+
+    ``generation``: how often it was rewritten. ``absent``: how many of its offsets have no record
+    any more. ``stale``: how many of its records were superseded since they were last looked for.
     """
 
     base: int
     bytes: int
     time_max_ns: int
+    generation: int = 0
+    absent: int = 0
+    stale: int = 0
 
 
 class Holder(Struct, frozen=True, array_like=True):
@@ -328,6 +334,12 @@ class Log(Struct, array_like=True):
         """The offset after the last record of a segment."""
         return self.segments[index + 1].base if index + 1 < len(self.segments) else self.end
 
+    def supersede(self, offset: int) -> None:
+        """The record there is not its key's latest any more."""
+        last = self.segments[-1]
+        stale = last if offset >= last.base else self.segments[self.segment_index(offset)]
+        stale.stale += 1
+
     def claimable(self, consumer: str) -> Cursor | Owner | None:
         """What can be claimed under this name."""
         return self.owner if consumer == PRODUCER_ID else self.cursors.get(consumer)
@@ -404,6 +416,7 @@ LogFact = (
     | facts.Sought
     | facts.Joined
     | facts.Vanished
+    | facts.Compacted
 )
 
 
@@ -478,6 +491,8 @@ class State(Struct, array_like=True):
                 for consumer, offset, copy in copies:
                     log.cursors[consumer].parked[offset].copy = copy
                 self._trim(log, first)
+            case facts.Compacted():
+                _compact(log, fact)
             case facts.Named(_, producer, name, epoch, exclusive):
                 entry = log.producers.setdefault(producer, Producer(name))
                 entry.epoch, entry.exclusive = epoch, exclusive
@@ -564,6 +579,8 @@ class State(Struct, array_like=True):
             # In order, so that of a key's records the last one counts.
             for offset, key in enumerate(decode_keys(keys) or (), header.base):
                 if key is not None:
+                    if (older := log.keys.get(key)) is not None:
+                        log.supersede(older)
                     log.keys[key] = offset
         return Append(raw, header, place)
 
@@ -588,9 +605,27 @@ class State(Struct, array_like=True):
                     segment.time_max_ns = log.time_max_ns = log.begun_ns = time_ns
         self.doubted = None
 
-    def segments(self) -> set[tuple[int, int]]:
-        """Every segment there should be: (log id, base)."""
-        return {(log.id, segment.base) for log in self.logs.values() for segment in log.segments}
+    def segments(self) -> set[tuple[int, int, int]]:
+        """Every segment there should be: (log id, base, generation)."""
+        return {
+            (log.id, segment.base, segment.generation)
+            for log in self.logs.values()
+            for segment in log.segments
+        }
+
+
+def _compact(log: Log, fact: facts.Compacted) -> None:
+    first = log.segment_index(fact.base)
+    behind = log.segment_index(fact.end - 1) + 1
+    old = log.segments[first:behind]
+    assert old[0].base == fact.base, "whole segments are rewritten"
+    assert log.segment_end(behind - 1) == fact.end
+    stale = sum(segment.stale for segment in old) - fact.stale
+    new = Segment(
+        fact.base, fact.bytes, old[-1].time_max_ns, fact.generation, fact.absent, max(0, stale)
+    )
+    # A new list: a reader in a thread may be walking the old one.
+    log.segments = [*log.segments[:first], new, *log.segments[behind:]]
 
 
 def _end_claim(claim: Cursor | Owner) -> None:

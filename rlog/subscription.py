@@ -96,7 +96,8 @@ class Subscription:
         self.grant: Grant | None = None
         self.ended = False
         self._name = name
-        self._segment = -1  # in this one, at _position, lies the next batch, if that is known
+        # In this one (base, generation), at _position, lies the next batch, if that is known.
+        self._segment = (-1, 0)
         self._position = 0
         self._loan: int | None = None  # the request id of the open Credit,
         self._left = 0  # what is left of it, in bytes,
@@ -150,7 +151,7 @@ class Subscription:
                 self.settle()
             return None
         extent = self.books.extent(log, self.offset)
-        known = self._position if extent.base == self._segment else None
+        known = self._position if (extent.base, extent.generation) == self._segment else None
         files = self.books.files[log.id]
         return Read(files, extent, known, self.offset, min(self._left, PUSH_BYTES))
 
@@ -158,7 +159,7 @@ class Subscription:
         """What came of a read. Dropped if the subscription has moved on since."""
         if self._loan is None or self.offset != read.offset:
             return
-        file = path(self.log, read.extent.base)
+        file = path(self.log, read.extent.base, read.extent.generation)
         if isinstance(found, OSError):
             self._unreadable(read, file, found)
         elif isinstance(found, Damage):
@@ -166,7 +167,7 @@ class Subscription:
         else:
             records = protocol.Records(self.offset, file, found.position)
             self.outlet.answer(self.id, records, found.data)
-            self._segment = read.extent.base
+            self._segment = read.extent.base, read.extent.generation
             self._position = found.position + len(found.data)
             self._advance(found.next)
             self._left -= len(found.data)
@@ -181,6 +182,9 @@ class Subscription:
         if log is None or log.first > read.offset:
             return  # deleted or trimmed meanwhile: the next look says so
         if error.errno == errno.ENOENT:
+            now = self.books.extent(log, read.offset)
+            if (now.base, now.generation) != (read.extent.base, read.extent.generation):
+                return  # compacted meanwhile: the next look reads that
             self._damaged(file, Damage(0, read.offset, read.extent.end, "the file is missing"))
             return
         logger.error("%s cannot be read: %s", file, error)
@@ -189,7 +193,7 @@ class Subscription:
     def _skip(self, error: RlogError, following: int) -> None:
         """Tell the reader what it does not get, in its place, and go on behind it."""
         self.outlet.answer(self.id, protocol.Damaged(protocol.error_control(error), following))
-        self._segment = -1
+        self._segment = (-1, 0)
         self._advance(following)
 
     def _advance(self, offset: int) -> None:

@@ -20,7 +20,7 @@ are UTC nanoseconds. Errors are subclasses of ``RlogError``; misuse is a Runtime
 
 from typing import TYPE_CHECKING, Any, Final
 
-from .blocking import Consumer, Pending, Producer, Reader, Source
+from .blocking import Consumer, Pending, Producer, Reader, Source, Table
 from .client import Client, Cursor, Log, Transaction, connect
 from .errors import (
     AccessDenied,
@@ -86,6 +86,7 @@ if TYPE_CHECKING:
     from .aio import AsyncProducer as AsyncProducer
     from .aio import AsyncReader as AsyncReader
     from .aio import AsyncSource as AsyncSource
+    from .aio import AsyncTable as AsyncTable
     from .aio import AsyncTransaction as AsyncTransaction
     from .aio import connect_async as connect_async
 
@@ -143,6 +144,7 @@ __all__ = [
     "Source",
     "Stop",
     "StorageFailed",
+    "Table",
     "TimedOut",
     "TooLarge",
     "Transaction",
@@ -165,6 +167,7 @@ ASYNC: Final = (
     "AsyncProducer",
     "AsyncReader",
     "AsyncSource",
+    "AsyncTable",
     "AsyncTransaction",
     "connect_async",
 )

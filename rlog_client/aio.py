@@ -81,6 +81,7 @@ from .protocol import (
 from .sharing import Hands, MemberProcess, Outcome, committing_with
 from .source import ReaderSteps, SourceSteps, check_whence
 from .steps import Wait, leaving, until
+from .table import TableSteps, latest
 from .transaction import TransactionSteps
 from .transport import parse_url
 
@@ -436,6 +437,58 @@ class AsyncMember(AsyncConsumer, MemberSteps):
             self._is_read = False
 
 
+class AsyncTable(TableSteps, AsyncIterator[Record]):
+    """The latest record of each key below one offset, ``end``. As ``Table``, for one task."""
+
+    _link: AsyncTransport
+    _driving = False  # a task waits in here
+
+    async def _drive(self, steps: Steps[T]) -> T:
+        if self._driving:
+            raise RuntimeError("a table is for one task at a time")
+        self._driving = True
+        try:
+            return await self._link.run(steps)
+        finally:
+            self._driving = False
+
+    @property
+    def end(self) -> int:
+        """The offset at which this is the table."""
+        if self._end is None:
+            raise RuntimeError("this table is not open yet: enter it first")
+        return self._end
+
+    async def __anext__(self) -> Record:
+        for record in self._ready:
+            return record
+        if not await self._drive(self._next()):
+            raise StopAsyncIteration
+        return next(self._ready)
+
+    async def close(self) -> None:
+        """Let the server compact what it holds. A second close does nothing."""
+        await self._drive(self._close())
+
+    def _closing(self) -> Steps[None]:
+        """With its client. What another task still waits for in here ends with the connection."""
+        if not self._driving:
+            yield from self._close()
+
+    async def __aenter__(self) -> Self:
+        await self._drive(self._open())
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        closing = leaving(self._close(), error, f"log {self._log}: closing a table")
+        await self._link.run(closing, limit=self._link.limit_after(error))
+
+
 class AsyncPending(Struct, frozen=True, gc=False):
     """One record on its way: ``await`` it for its offset. Any number of tasks may."""
 
@@ -641,7 +694,7 @@ class AsyncClient:
     def __init__(self, transport: AsyncTransport) -> None:
         """Made by ``connect_async``."""
         self._transport = transport
-        self._made: WeakSet[AsyncProducer | AsyncReader | AsyncConsumer] = WeakSet()
+        self._made: WeakSet[AsyncProducer | AsyncReader | AsyncConsumer | AsyncTable] = WeakSet()
         self._append_ids = AppendIds()
 
     async def log(
@@ -886,6 +939,18 @@ class AsyncLog:
         )
         self._client._made.add(consumer)
         return consumer
+
+    async def latest(self, key: Bytes) -> Record | None:
+        """The latest record with ``key``, or None. As ``Log.latest``."""
+        return await self._transport.run(latest(self._transport, self.name, self._id, key))
+
+    def table(self) -> AsyncTable:
+        """The latest record of each key, at the end as it is when this is entered or first used. As
+        ``Log.table``.
+        """
+        table = AsyncTable(self._transport, self.name, self._id)
+        self._client._made.add(table)
+        return table
 
     def cursor(self, consumer_id: str | Global, /) -> AsyncCursor:
         """A consumer seen from outside: claims nothing."""

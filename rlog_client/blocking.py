@@ -19,6 +19,7 @@ from .producer import Batch, ProducerSteps, receipt_at
 from .sharing import MemberProcess
 from .source import ReaderSteps, SourceSteps
 from .steps import leaving
+from .table import TableSteps
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -232,6 +233,50 @@ class Member(Consumer, MemberSteps):
     """A consumer that shares its ID with others: see ``Log.consumer``."""
 
     _processing: ClassVar[type[Process]] = MemberProcess
+
+
+class Table(TableSteps, Iterator[Record]):
+    """The latest record of each key below one offset, ``end``, in order of their offsets.
+
+    Fixed when it is first used: what is appended since is not in it, and what it holds is not
+    compacted while it is read. Nobody else has to wait for it. A context manager; for one thread at
+    a time. Once its end is reached, it stays there.
+
+    Raises CorruptData where a record of it is damaged, and Gap where one was trimmed, or was
+    compacted after the connection was lost: each once, and what follows comes next.
+    """
+
+    _link: Transport
+
+    @property
+    def end(self) -> int:
+        """The offset at which this is the table."""
+        self._link.run(self._open())
+        assert self._end is not None
+        return self._end
+
+    def __next__(self) -> Record:
+        for record in self._ready:
+            return record
+        if not self._link.run(self._next()):
+            raise StopIteration
+        return next(self._ready)
+
+    def close(self) -> None:
+        """Let the server compact what it holds. A second close does nothing."""
+        self._link.run(self._close())
+
+    def __enter__(self) -> Self:
+        self._link.run(self._open())
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._link.run(leaving(self._close(), error, f"log {self._log}: closing a table"))
 
 
 class Pending(Struct, frozen=True, gc=False):

@@ -12,7 +12,7 @@ from weakref import WeakSet
 import msgspec
 
 from .batch import HEADER_BYTES
-from .blocking import Consumer, Member, Producer, Reader
+from .blocking import Consumer, Member, Producer, Reader, Table
 from .errors import InvalidRequest, RlogError, TimedOut, TooLarge, Unsupported
 from .identity import AppendIds, Identity
 from .model import (
@@ -28,6 +28,7 @@ from .model import (
     Parked,
     ProducerInfo,
     Receipt,
+    Record,
     Whence,
     consumer_name,
 )
@@ -58,6 +59,7 @@ from .protocol import (
 )
 from .source import check_whence
 from .steps import Wait, finishing, until
+from .table import latest
 from .transaction import TransactionSteps
 from .transport import SocketTransport, parse_url
 
@@ -103,7 +105,7 @@ class Client:
     def __init__(self, transport: Transport) -> None:
         """Made by ``connect``."""
         self._transport = transport
-        self._made: WeakSet[Producer | Reader | Consumer] = WeakSet()
+        self._made: WeakSet[Producer | Reader | Consumer | Table] = WeakSet()
         self._append_ids = AppendIds()
 
     def log(self, name: str, *, create: bool = False, **options: Unpack[LogOptions]) -> Log:
@@ -312,6 +314,25 @@ class Log:
         self._client._made.add(consumer)
         return consumer
 
+    def latest(self, key: Bytes) -> Record | None:
+        """The latest record with ``key``: None if there is none, or it was trimmed.
+
+        It is one that readers can see, and none before it is: under ``periodic`` and ``bytes`` what
+        was appended is synced first. InvalidRequest: the log was made without ``key_index``.
+        CorruptData: the record is damaged.
+        """
+        return self._transport.run(latest(self._transport, self.name, self._id, key))
+
+    def table(self) -> Table:
+        """The latest record of each key at the end as it is when this is first used.
+
+        In order of their offsets; see ``Table``. Records without a key are not in it.
+        InvalidRequest: the log was made without ``key_index``.
+        """
+        table = Table(self._transport, self.name, self._id)
+        self._client._made.add(table)
+        return table
+
     def cursor(self, consumer_id: str | Global, /) -> Cursor:
         """A consumer seen from outside: claims nothing."""
         return Cursor(self._transport, self.name, self._id, consumer_name(consumer_id))
@@ -334,8 +355,9 @@ class Log:
     def alter(self, **options: Unpack[LogOptions]) -> LogInfo:
         """Change ``options``; those not named stay as they are.
 
-        InvalidRequest: a value out of range, or another ``key_index``. NotFound: the log was
-        deleted. OutcomeUnknown: the answer was lost, and they may have been changed.
+        InvalidRequest: a value out of range, another ``key_index``, or ``compact`` without it.
+        NotFound: the log was deleted. OutcomeUnknown: the answer was lost, and they may have been
+        changed.
         """
         return self._transport.call(AlterLog(self._id, checked_options(options)), LogReply).info
 

@@ -126,7 +126,7 @@ class ConsumerSteps(SourceSteps):
         self._asked_begun = 0
         self._named = 0  # the highest offset in any of them: it was delivered
         self._sent: deque[_Sent] = deque()  # commits and verdicts in flight
-        self._lost_end = 0  # from ``_done`` up to here the log is gone or damaged
+        self._lost_end = 0  # from ``_done`` up to here the log is gone, damaged or absent
         self._failed: _Failed | None = None  # the record at the cursor, if it did
         self._one_by_one = 0  # below this offset, one record is begun at a time
         self._paused: str | None = None  # why the consumer is
@@ -587,7 +587,10 @@ class ConsumerSteps(SourceSteps):
         At the record itself, unless others before it were handed out and not committed: that it was
         begun is no verdict on those.
         """
-        contiguous = max(self._done, self._lost_end) >= record.offset
+        reached = max(self._done, self._lost_end)
+        contiguous = reached >= record.offset or (
+            self._cut is not None and self._cut.absent(reached, record.offset)
+        )
         return max(record.offset if contiguous else self._done, self._asked)
 
     def _put_down(self) -> None:

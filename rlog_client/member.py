@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from bisect import bisect_right, insort
+from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -39,7 +39,7 @@ from .protocol import (
 )
 from .source import SourceSteps, over
 from .steps import asking, finishing, until
-from .transaction import transacting
+from .transaction import Verdicts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -116,7 +116,7 @@ class MemberSteps(ConsumerSteps):
         self._ready: deque[Record] = deque()  # assigned, and not handed out
         self._out: dict[int, None] = {}  # handed out, and not settled
         self._finished: list[int] = []  # settled, and the server not told yet
-        self._passed: list[tuple[int, int]] = []  # ranges that nobody can have
+        self._losses: list[tuple[int, int]] = []  # ranges that nobody can have
         self._begins: set[int] = set()  # in hand, as the server was told last
         self._batches: dict[int, _Batch] = {}
         self._bases: list[int] = []  # of them, sorted
@@ -138,7 +138,7 @@ class MemberSteps(ConsumerSteps):
         yield from self._begin()
         self._check_ours(record)
         if isinstance(verdict, Commit) and verdict.appends:
-            yield from transacting(self._transport, self, record, verdict.appends)
+            yield from self._commit_with(record, verdict)
             return
         name, reason, delay = named(verdict, record.attempt)
         if name == "skip":
@@ -150,7 +150,7 @@ class MemberSteps(ConsumerSteps):
         yield from self._settle_out(wait)
 
     def _settle_out(self, wait: bool) -> Steps[None]:
-        if self._finished or self._passed:
+        if self._finished or self._losses:
             self._tell()
         if wait:
             yield from self._await_sent(0)
@@ -195,7 +195,7 @@ class MemberSteps(ConsumerSteps):
         self._epoch, self._kept = claimed.epoch, kept
         self._begins &= kept
         self._finished = [offset for offset in self._finished if offset in kept]
-        self._passed = []
+        self._losses = []
         for offset in lost:
             del self._out[offset]
         if lost:
@@ -247,10 +247,10 @@ class MemberSteps(ConsumerSteps):
         """Say what is settled since the last time, and what is in hand from now on: what it was,
         unless ``begins`` says otherwise.
         """
-        settled, passed = sorted(set(self._finished)), self._passed
+        settled, passed = sorted(set(self._finished)), self._losses
         self._begins = (set(begins) if begins is not None else self._begins).difference(settled)
         given_back = list(back)
-        self._finished, self._passed = [], []
+        self._finished, self._losses = [], []
         while True:
             # (More than fits into one request is rare: then what is begun goes with each.)
             some, settled = settled[: OFFSETS_MAX // 4], settled[OFFSETS_MAX // 4 :]
@@ -273,7 +273,7 @@ class MemberSteps(ConsumerSteps):
         """Nothing is in hand any more. What was begun and is not settled, or not handed out, goes
         back.
         """
-        if self._claimed and (self._begins or self._finished or self._passed or self._ready):
+        if self._claimed and (self._begins or self._finished or self._losses or self._ready):
             begun = [offset for offset in self._begins if offset in self._out]
             back = [*begun, *(record.offset for record in self._ready)]
             self._ready.clear()
@@ -332,6 +332,11 @@ class MemberSteps(ConsumerSteps):
             self._polled = records
 
     # --- transactions -------------------------------------------------------------------------
+
+    def _commit_with(self, record: Record, verdict: Commit) -> Steps[None]:
+        verdicts = Verdicts(self._transport, self)
+        verdicts.add(record, verdict.appends)
+        yield from verdicts.sending()
 
     def _joining(self) -> Steps[None]:
         if not self._claimed:
@@ -404,7 +409,7 @@ class MemberSteps(ConsumerSteps):
                 error = raised(each.error)
                 if isinstance(error, OffsetOutOfRange | CorruptData):
                     # Whoever is told of it passes over it, with what it settles next.
-                    self._passed.append((error.first, error.end))
+                    self._losses.append((error.first, error.end))
                 if not isinstance(error, Gap) or self._out_of_range == "error":
                     raise error
                 # (To go on at the log's end is not for one member to decide.)
@@ -441,7 +446,7 @@ class MemberSteps(ConsumerSteps):
                 self._ready.append(record)
             else:
                 missing = record
-                self._passed.append((offset, offset + 1))
+                self._losses.append((offset, offset + 1))
         for base in assigned.forget:
             if self._batches.pop(base, None) is not None:
                 self._bases.remove(base)
@@ -457,8 +462,11 @@ class MemberSteps(ConsumerSteps):
         header, columns = batch
         if isinstance(columns, CorruptData):
             return columns
-        at = offset - header.base
-        keys, values, headers, times_ns = columns
+        keys, values, headers, times_ns, there = columns
+        at = offset - header.base if there is None else bisect_left(there, offset)
+        if there is not None and offset not in there[at : at + 1]:
+            text = f"log {self._log}: offset {offset} was assigned, and is absent in its batch"
+            return CorruptData(text, log=self._log, first=offset, end=offset + 1)
         return Record(
             self._log,
             offset,

@@ -257,6 +257,8 @@ class LogOptions(TypedDict, total=False):
     ``sync``: "always" (the default) | "periodic:1s" | "bytes:1MiB" | "never".
     ``file_roll_size``: bytes of a segment file, 64 MiB by default. ``key_index``: the server knows
     the last offset of every key, which costs it memory per key; only for a log that is new.
+    ``compact``: records that a later one of their key supersedes go, after a while; needs
+    ``key_index``.
 
     Retention; None, the default, keeps everything, and what goes goes by whole segments, the oldest
     first. ``max_total_bytes``: more than that the log does not hold, but for one larger batch.
@@ -273,6 +275,7 @@ class LogOptions(TypedDict, total=False):
     blocking_minimum_retention: float | None
     protected: Sequence[str | Global]
     key_index: bool
+    compact: bool
 
 
 class LogInfo(Struct, frozen=True):

@@ -49,6 +49,7 @@ class Picker(ReaderSteps):
         if cut is None or not cut.offset <= at < cut.end:
             yield from self._seek(offset(at))
         while True:
+            self._until = at + 1  # or it would wait for a record behind one that is absent
             found = yield from self._poll(1, self._transport.timeout)
             if not found or found[0].offset > at:
                 raise OffsetOutOfRange(f"log {self._log}: offset {at} is not there", first=0, end=0)

@@ -479,6 +479,27 @@ class Transact(Control):
     commits: list[Commitment] = []
 
 
+class GetLatest(Control):
+    """-> Latest, of a log with key_index; once readers can see that record."""
+
+    kind: ClassVar[int] = 35
+    log: int
+    key: bytes
+
+
+class GetTable(Control):
+    """-> TablePage. ``table`` 0: a new one, at the end as it is now; else a ``page`` of one that
+    this connection got, counted from 0, or (None) that it is read no more (-> Done).
+
+    While it is read, none of its records is compacted. The server may give up the oldest.
+    """
+
+    kind: ClassVar[int] = 36
+    log: int
+    table: int = 0
+    page: int | None = 0
+
+
 class CommitRecords(Control):
     """-> Committed. What a member of a shared consumer is done with, and what it has in hand.
 
@@ -660,6 +681,25 @@ class ParkedCopy(Control):
     kind: ClassVar[int] = 81
 
 
+class Latest(Control):
+    """The offset of the key's last record, -1 for none; ``end``: the log's at that moment."""
+
+    kind: ClassVar[int] = 83
+    offset: int
+    end: int
+
+
+class TablePage(Control):
+    """Payload: a msgpack array of how far each offset lies behind the one before it, the first
+    one's behind 0. ``end``: of the table; ``pages``: how many there are, 0 for an empty table.
+    """
+
+    kind: ClassVar[int] = 84
+    table: int
+    end: int
+    pages: int
+
+
 class Records(Control):
     """Pushed. Payload: whole batches, contiguous, the first of which holds offset ``first``.
 
@@ -743,13 +783,15 @@ class ParkedInfo(Struct, frozen=True):
 
 class SegmentInfo(Struct, frozen=True):
     """A segment: its first offset, its length in bytes, and the running maximum of its append
-    times.
+    times. ``generation``: how often it was compacted; ``absent``: offsets without a record.
     """
 
     base: int
     bytes: int
     time_max_ns: int
     file: str
+    generation: int = 0
+    absent: int = 0
 
 
 REQUESTS: Final = (
@@ -757,15 +799,23 @@ REQUESTS: Final = (
     Subscribe,
     Credit, Unsubscribe, Claim, Release, CommitCursor, SeekCursor, ListCursors, GetCursor,
     DeleteCursor, WaitSynced, ListSegments, Settle, TakeRedriven, ListParked, Redrive, Evict,
-    Resume, Extend, OpenProducer, ListProducers, Transact, ReadParked, CommitRecords,
+    Resume, Extend, OpenProducer, ListProducers, Transact, ReadParked, GetLatest, GetTable,
+    CommitRecords,
 )  # fmt: skip
 ANSWERS: Final = (
     Welcome, Error, Done, LogReply, Listing, Appended, Place, Claimed, Moved, CursorReply,
-    Committed, Settled, Judged, Taken, Counted, ProducerOpened, Transacted, ParkedCopy,
-    Records, Lost, Damaged, Queued, Recall, Assigned, Standing,
+    Committed, Settled, Judged, Taken, Counted, ProducerOpened, Transacted, ParkedCopy, Latest,
+    TablePage, Records, Lost, Damaged, Queued, Recall, Assigned, Standing,
 )  # fmt: skip
 _WITH_PAYLOAD: Final = frozenset(
-    {Append.kind, Transact.kind, Records.kind, Listing.kind, ParkedCopy.kind}
+    {
+        Append.kind,
+        Transact.kind,
+        Records.kind,
+        Listing.kind,
+        ParkedCopy.kind,
+        TablePage.kind,
+    }
 )
 _encode: Final = msgspec.msgpack.Encoder().encode
 
@@ -932,7 +982,9 @@ class Connection:
             raise ProtocolError("the first message is not a greeting of this protocol")
         if payload_bytes and kind not in _WITH_PAYLOAD:
             raise ProtocolError(f"message kind {kind} has no payload")
-        limit = LISTING_BYTES_MAX if kind == Listing.kind else self.payload_bytes_max
+        limit = (
+            LISTING_BYTES_MAX if kind in (Listing.kind, TablePage.kind) else self.payload_bytes_max
+        )
         if payload_bytes > limit:
             text = f"payload of {payload_bytes} bytes, the limit is {limit}"
             raise ProtocolError(text, request, TooLarge(text, size=payload_bytes, limit=limit))

@@ -32,7 +32,6 @@ from .process import (
     error_text,
 )
 from .steps import Wait
-from .transaction import transacting
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -333,7 +332,7 @@ class MemberProcess(Process):
     def _say(self) -> None:
         """Have the server told what is done with."""
         source = self._source
-        if source._finished or source._passed:
+        if source._finished or source._losses:
             source._tell(self._running)
 
     def _leave(self) -> Steps[None]:
@@ -372,7 +371,7 @@ class MemberProcess(Process):
 def committing_with(source: MemberSteps, record: Record, verdict: Commit) -> Steps[None]:
     """Commit a record together with a verdict's appends, unless somebody else has it by now."""
     try:
-        yield from transacting(source._transport, source, record, verdict.appends)
+        yield from source._commit_with(record, verdict)
     except Fenced as error:
         if source._claiming.lost is not None or record.offset in source._out:
             raise

@@ -57,7 +57,7 @@ class SourceSteps:
     """
 
     _awaits: ClassVar = False  # whether handlers are coroutine functions
-    _loan_bytes: ClassVar = LOAN_BYTES
+    _loan_bytes: int = LOAN_BYTES
     _begun: float = math.inf  # records below it may be given to a handler
 
     def __init__(
@@ -103,7 +103,7 @@ class SourceSteps:
         deadline = until(timeout)
         ahead = monotonic() if timeout == 0 else deadline
         records: list[Record] = []
-        fetched = False
+        fetched: int | None = None  # from which offset on
         while not self._stopped and len(records) < max_records:
             try:
                 self._check()
@@ -122,11 +122,13 @@ class SourceSteps:
             elif (
                 records
                 or self._at_end(self._until)
-                or (fetched and (timeout == 0 or over(deadline)))
+                or (fetched is not None and timeout != 0 and over(deadline))
+                or (timeout == 0 and fetched == self._offset)
             ):
                 break
             else:
-                fetched = True
+                # (Where it moves on and gives no record, what there was is absent.)
+                fetched = self._offset
                 fetching = self._fetch(deadline) if timeout != 0 else self._fetch_now()
                 if not (yield from fetching):
                     break
@@ -258,6 +260,8 @@ class SourceSteps:
         cut = self._cut
         while cut is None or cut.offset >= cut.end:
             if cut is not None:
+                if cut.behind < cut.end:
+                    self._pass_over(cut.behind, cut.end)
                 self._place, self._cut = cut.end, None
             if (cut := self._unpack()) is None:
                 return None
@@ -266,9 +270,7 @@ class SourceSteps:
                 cut.stop()  # stop() may have looked just before this cut was there to be seen
             if self._at_end(end):
                 return None
-        return (
-            cut.records if end is None or cut.end <= end else islice(cut.records, end - cut.offset)
-        )
+        return cut.records if end is None or cut.end <= end else cut.until(end)
 
     def _hand_back(self, held: Record) -> Iterator[Record]:
         self._held = None

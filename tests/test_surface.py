@@ -47,9 +47,13 @@ SIGNATURES = {
     rlog.Log.reader: "(self, whence: Whence, *, until: Whence | None = None, block: bool = True,"
     " on_out_of_range: OutOfRange = error) -> Reader",
     rlog.Log.consumer: "(self, consumer_id: str | Global, /, *, start: Whence = "
-    "Whence(kind='oldest', value=0), block: bool = True, standby: bool = False,"
-    " takeover: bool = False, autocommit: bool = False, hand_seconds: float | None = None,"
-    " on_out_of_range: OutOfRange = error) -> Consumer",
+    "Whence(kind='oldest', value=0), block: bool = True, shared: bool = False,"
+    " standby: bool = False, takeover: bool = False, autocommit: bool = False,"
+    " hand_seconds: float | None = None, on_out_of_range: OutOfRange = error) -> Consumer",
+    rlog.Log.latest: "(self, key: Bytes) -> Record | None",
+    rlog.Log.table: "(self) -> Table",
+    rlog.Table.__next__: "(self) -> Record",
+    rlog.Table.close: "(self) -> None",
     rlog.Log.cursor: "(self, consumer_id: str | Global, /) -> Cursor",
     rlog.Log.cursors: "(self) -> list[CursorInfo]",
     rlog.Log.info: "(self) -> LogInfo",
@@ -151,7 +155,8 @@ NAMES = {
     "Pending",
     "Producer", "ProducerInfo", "Reader",
     "Receipt", "Record", "Retry", "RlogError", "Skip", "Source", "Stop", "StorageFailed",
-    "TimedOut", "TooLarge", "Transaction", "Unsupported", "Verdict", "Whence", "connect", "last",
+    "Table", "TimedOut", "TooLarge", "Transaction", "Unsupported", "Verdict", "Whence", "connect",
+    "last",
     "offset", "time",
 }  # fmt: skip
 
@@ -166,8 +171,7 @@ def test_nothing_public_is_missing_and_nothing_is_there_that_should_not_be() -> 
     assert set(rlog.__all__) == NAMES
     for cls in (
         rlog.Client, rlog.Log, rlog.Reader, rlog.Consumer, rlog.Cursor, rlog.Producer, rlog.Pending,
-        SqlCursor,
-        rlog.Transaction,
+        SqlCursor, rlog.Transaction, rlog.Table,
     ):  # fmt: skip
         public = {
             name
@@ -194,6 +198,7 @@ def test_attributes_are_there() -> None:
         (rlog.Consumer, "committed"),
         (rlog.Producer, "epoch"),
         (rlog.Producer, "last_sequence"),
+        (rlog.Table, "end"),
     ):
         assert isinstance(inspect.getattr_static(cls, name), property)
 
@@ -225,7 +230,7 @@ def test_defaults_of_values() -> None:
 def test_options_of_a_log() -> None:
     assert set(rlog.LogOptions.__annotations__) == {
         "sync", "file_roll_size", "max_total_bytes", "max_file_age", "blocking_minimum_retention",
-        "protected", "key_index",
+        "protected", "key_index", "compact",
     }  # fmt: skip
     assert rlog.LogOptions.__total__ is False
 
@@ -294,6 +299,9 @@ def test_the_types_are_what_a_type_checker_sees() -> None:
         cursor = log.cursor("c")
         assert_type(cursor.seek(rlog.offset(1), force=True), tuple[int, int])
         assert_type(cursor.info().lag_seconds, float)
+        assert_type(log.latest(b"k"), rlog.Record | None)
+        for record in log.table():
+            assert_type(record, rlog.Record)
         assert_type(log.cursors(), list[rlog.CursorInfo])
         assert_type(client.logs(), list[rlog.LogInfo])
         kept = log.alter(max_total_bytes=1 << 30, max_file_age=None, protected=["c", rlog.GLOBAL])
@@ -314,6 +322,7 @@ ASYNC_PAIRS: dict[type[Any], type[Any]] = {
     rlog.Producer: rlog.AsyncProducer,
     rlog.Pending: rlog.AsyncPending,
     rlog.Transaction: rlog.AsyncTransaction,
+    rlog.Table: rlog.AsyncTable,
 }
 DUNDERS = {
     "__iter__": "__aiter__", "__next__": "__anext__", "__enter__": "__aenter__",
@@ -322,7 +331,7 @@ DUNDERS = {
 # What does not talk, or must not wait, is no coroutine there either.
 NO_COROUTINES = {
     "clone", "producer", "reader", "consumer", "cursor", "done", "tend", "__aiter__", "transaction",
-    "AsyncTransaction.append", "AsyncTransaction.commit",
+    "AsyncTransaction.append", "AsyncTransaction.commit", "table",
 }  # fmt: skip
 
 
@@ -335,7 +344,7 @@ def public(cls: type[Any]) -> dict[str, Any]:
 
 
 def as_async(signature: str) -> str:
-    names = "Client|Log|Reader|Consumer|Cursor|Producer|Pending|Transaction|Handler|Iterator"
+    names = "Client|Log|Reader|Consumer|Cursor|Producer|Pending|Transaction|Handler|Iterator|Table"
     return re.sub(rf"\b({names})\b", r"Async\1", signature)
 
 
@@ -405,6 +414,9 @@ def test_the_async_types_are_what_a_type_checker_sees() -> None:
                     assert_type(transaction, rlog.AsyncTransaction)
                     transaction.append(log, b"v")
                     transaction.commit(consumer, await anext(consumer))
+            async for record in log.table():
+                assert_type(record, rlog.Record)
+            assert_type(await log.latest(b"k"), rlog.Record | None)
             assert_type(await log.cursor("c").seek(rlog.OLDEST), tuple[int, int])
 
     assert callable(program)

@@ -77,6 +77,11 @@ _FLAGS: Final = (
     option("--sync", type=SYNC, metavar="POLICY", help="always, periodic:1s, bytes:1MiB or never."),
     option("--file-roll-size", type=SIZE, help="Of a segment file."),
     option(
+        "--compact/--no-compact",
+        default=None,
+        help="Let go what later records of the same key supersede. Needs --key-index.",
+    ),
+    option(
         "--max-total-bytes",
         type=SIZE_OR_NONE,
         metavar="SIZE|none",
@@ -166,7 +171,11 @@ def logs_ls(settings: Settings, fail_empty: bool) -> int:
 @pass_settings
 def logs_describe(settings: Settings, log: str) -> None:
     with settings.client() as client:
-        settings.out.one(_log_row(client.log(log).info()), _HUMAN)
+        found = client.log(log)
+        row, segments = _log_row(found.info()), wire.segments(found)
+    # (``records`` are offsets: those that compaction left without a record are among them.)
+    row |= {"segments": len(segments), "absent": sum(each.absent for each in segments)}
+    settings.out.one(row, _HUMAN)
 
 
 @logs.command("create", help="Make a log. One that is there already has to have these options.")

@@ -191,6 +191,8 @@ def _segment_row(each: offline.SegmentView) -> Row:
         "first": each.extent.base,
         "end": each.extent.end,
         "bytes": each.extent.length,
+        "generation": each.extent.generation,
+        "absent": each.absent,
         "on_disk": each.file_bytes,
         "durable_end": each.durable.end if each.durable else each.extent.base,
         "file": each.file,
@@ -221,16 +223,25 @@ def _batch_row(stored: Stored) -> Row:
         "body_crc_computed": _crc(view.body_crc),
         "producer": f"{header.producer:016x}",
         "sequence": header.sequence,
+        "absent": _absent(view),
         "file": stored.file,
         "position": view.position,
         "damage": view.damage or None,
     }
 
 
+def _absent(view: BatchView) -> str | int | None:
+    """How many of its offsets have no record; of a batch that has none at all, just that."""
+    header, columns = view.header, view.columns
+    if not header.sparse or columns is None:
+        return None
+    return header.count - len(columns.values) if columns.values else "absent"
+
+
 def _blank_batch(stored: Stored) -> Row:
     names = (
         "log first end time_ns bytes header_crc header_crc_computed body_crc body_crc_computed "
-        "producer sequence file position damage"
+        "producer sequence absent file position damage"
     )
     return {**dict.fromkeys(names.split()), "log": stored.log, "file": stored.file}
 
@@ -258,8 +269,9 @@ def _lost_records(stored: Stored, first: int, end: int | None, position: int, re
 
 
 def _records_of(log: str, header: Header, columns: Columns) -> Iterator[Row]:
+    offsets = columns.offsets(header)
     for index, value in enumerate(columns.values):
-        row: Row = {"log": log, "offset": header.base + index, "timestamp_ns": header.time_ns}
+        row: Row = {"log": log, "offset": offsets[index], "timestamp_ns": header.time_ns}
         key = columns.keys[index] if columns.keys else None
         row |= {"key": None} if key is None else text_or_b64("key", key)
         headers = columns.headers[index] if columns.headers else None
@@ -412,6 +424,8 @@ class _Online:
                 "first": each.base,
                 "end": end,
                 "bytes": each.bytes,
+                "generation": each.generation,
+                "absent": each.absent,
                 "time_ns": each.time_max_ns,
                 "file": each.file,
             }

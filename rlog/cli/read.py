@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -164,13 +165,17 @@ def _cat_values(out: Output, log: Log, first: int, final: int, newline: bytes) -
         for batch in wire.Batches(log, first, final):
             header = batch.header
             try:
-                values = decode(header, batch.body).values
+                columns = decode(header, batch.body)
             except InvalidBatch as error:
                 raise wire.corrupt(
                     log.name, header.base, header.end, batch.file, batch.position, str(error)
                 ) from None
+            values = columns.values
             if header.base < first or header.end > final:
-                values = values[max(0, first - header.base) : final - header.base]
+                offsets = columns.offsets(header)
+                values = values[bisect_left(offsets, first) : bisect_left(offsets, final)]
+            if not values:
+                continue  # what was here was compacted
             waiting.append(newline.join(values))
             size += header.body_bytes
             if size >= WRITE_BYTES:
@@ -221,7 +226,13 @@ class _Tail:
             wanted = min(wanted, self._left)
         if self._end is not None:
             wanted = min(wanted, self._end - self._place)
+            # What is left may have been compacted since: then nothing comes, but the place moves.
+            timeout = TURN_SECONDS if timeout is None else timeout
         records = self._source.poll(wanted, timeout=timeout)
+        self._place = self._source._offset
+        if self._end is not None:
+            # (Where records were compacted there are fewer than offsets.)
+            records = [r for r in records if r.redriven or r.offset < self._end]
         if records:
             self._place = records[-1].offset + 1
             if self._left is not None:

@@ -15,7 +15,19 @@ from typing import TYPE_CHECKING, Any, Final
 
 from rlog_client import protocol
 
-from . import appends, claims, consumers, logs, members, producers, transactions, trims
+from . import (
+    appends,
+    claims,
+    compaction,
+    consumers,
+    logs,
+    members,
+    producers,
+    tables,
+    transactions,
+    trims,
+)
+from .compaction import Compact, in_use, protected_end
 from .desk import (
     NOBODY,
     Answer,
@@ -28,7 +40,9 @@ from .desk import (
     Leave,
     Look,
     Make,
+    Nobody,
     Peer,
+    Seen,
     Unreadable,
     Vanish,
     Visible,
@@ -47,6 +61,7 @@ __all__ = [
     "Answer",
     "Batch",
     "Books",
+    "Compact",
     "Copying",
     "Desk",
     "Grant",
@@ -54,12 +69,16 @@ __all__ = [
     "Leave",
     "Look",
     "Make",
+    "Nobody",
     "Peer",
+    "Seen",
     "Unreadable",
     "Vanish",
     "Visible",
     "Waiting",
     "copying",
+    "in_use",
+    "protected_end",
     "resolve",
     "watch_clock",
 ]
@@ -99,4 +118,7 @@ DECISIONS: Final[dict[type[Control], _Decide]] = {
     Unreadable: members.unreadable,
     Retain: trims.retain,
     Copied: trims.copied,
+    protocol.GetLatest: tables.latest,
+    protocol.GetTable: tables.table,
+    Compact: compaction.compact,
 }

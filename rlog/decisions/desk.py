@@ -26,6 +26,7 @@ from .. import facts, state
 from ..dispatch import Dispatch
 from ..policy import Policy, parse_policy
 from ..segment import Extent, Place
+from ..tables import Tables
 from .watch import Copied, Retain, Watch
 
 if TYPE_CHECKING:
@@ -145,7 +146,17 @@ class Answer(NamedTuple):
 
 
 Look = Callable[[], Answer]
-Make = Callable[[bool], Answer | Look]  # of whether the frame is synced
+
+
+class Seen(NamedTuple):
+    """An answer for when all of ``log`` below ``offset`` is synced."""
+
+    log: int
+    offset: int
+    answer: Answer | Look
+
+
+Make = Callable[[bool], Answer | Look | Seen]  # of whether the frame is synced
 
 
 class Leave(protocol.Control):
@@ -235,6 +246,10 @@ class Books:
         self.due: dict[tuple[int, str, int], float] = {}
         self.silent: OrderedDict[tuple[int, int], float] = OrderedDict()
         self.silent_clients: OrderedDict[int, float] = OrderedDict()
+        self.tables = Tables()
+        # Of a log that is being compacted: the offsets that were a key's latest until since then.
+        self.displaced: dict[int, set[int]] = {}
+        self.outdated: list[Callable[[], None]] = []  # to be done when one more frame is synced
         self.ticket = 0  # the last one given
         self.alarm = float("inf")  # the earliest of these and of ``watch``, or before it
         self.watch = Watch()
@@ -400,7 +415,8 @@ class Books:
         segment = log.segments[index]
         if segment.base == visible.base:
             return Extent(log.id, segment.base, visible.end, visible.length)
-        return Extent(log.id, segment.base, log.segment_end(index), segment.bytes)
+        end = log.segment_end(index)
+        return Extent(log.id, segment.base, end, segment.bytes, segment.generation)
 
 
 class Desk:

@@ -70,6 +70,8 @@ def _options(old: facts.Options, changes: dict[str, Any]) -> facts.Options:
         raise InvalidRequest(f"log options: {error}") from None
     if options.sync is not None:
         parse_policy(options.sync)
+    if options.compact and not options.key_index:
+        raise InvalidRequest("compact needs key_index: it is by key")
     if not ROLL_MIN <= options.file_roll_size <= ROLL_MAX:
         raise InvalidRequest(f"file_roll_size is {ROLL_MIN} to {ROLL_MAX} bytes")
     _check_retention(options)
@@ -115,6 +117,7 @@ def _effective(books: Books, options: facts.Options) -> dict[str, Any]:
         "sync": books.policy.text if options.sync is None else options.sync,
         "file_roll_size": options.file_roll_size,
         "key_index": options.key_index,
+        "compact": options.compact,
         "max_total_bytes": options.max_total_bytes,
         "max_file_age": options.max_file_age,
         "blocking_minimum_retention": options.blocking_minimum_retention,
@@ -220,7 +223,14 @@ def delete_log(desk: Desk, waiting: Waiting, control: protocol.DeleteLog) -> Mak
 def list_segments(desk: Desk, waiting: Waiting, control: protocol.ListSegments) -> Make:
     log = desk.log(control.log)
     infos = [
-        protocol.SegmentInfo(s.base, s.bytes, s.time_max_ns, path(log.id, s.base))
+        protocol.SegmentInfo(
+            s.base,
+            s.bytes,
+            s.time_max_ns,
+            path(log.id, s.base, s.generation),
+            s.generation,
+            s.absent,
+        )
         for s in log.segments
     ]
     return lambda _synced: listing(infos)

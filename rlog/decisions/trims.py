@@ -233,7 +233,7 @@ class Copying:
         return True
 
     def _copy(self, offset: int, extent: Extent) -> bytes | None:
-        """A batch of this record alone, under its own offset and time; None: it is damaged."""
+        """A batch of this record alone, under its own offset and time; None: it cannot be had."""
         header, columns = self._header, self._columns
         if header is None or columns is None or not header.base <= offset < header.end:
             try:
@@ -245,6 +245,9 @@ class Copying:
             except (FileNotFoundError, batches.InvalidBatch):
                 return None
             self._header, self._columns = header, columns
+        there = columns.there
+        if there is not None and offset not in there:
+            return None
         return alone(header, columns, offset)
 
     def request(self) -> Copied:
@@ -254,8 +257,8 @@ class Copying:
 
 def alone(header: batches.Header, columns: batches.Columns, offset: int) -> bytes:
     """One record of a batch as a batch of its own, in its place."""
-    at = offset - header.base
-    keys, values, headers, times_ns = columns
+    keys, values, headers, times_ns, there = columns
+    at = offset - header.base if there is None else there.index(offset)
     produced = batches.encode(
         [values[at]],
         None if keys is None else [keys[at]],

@@ -32,9 +32,10 @@ def test_what_goes_in_comes_out(
     raw = packed(rows)
     header = batch.parse_header(raw)
     assert (header.count, header.bytes, header.sequence) == (len(rows), len(raw), 7)
-    keys, values, headers, times = batch.decode(header, raw[batch.HEADER_BYTES :])
+    keys, values, headers, times, there = batch.decode(header, raw[batch.HEADER_BYTES :])
     assert (keys, headers, times) == tuple([row[n] for row in rows] for n in (1, 2, 3))
     assert values == [row[0] for row in rows]
+    assert there is None
 
 
 @given(records)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -231,6 +232,72 @@ def test_expectations(client: Any, log: Any) -> None:
         keyed.append(b"b", key=b"k", expect_key=-1)
     assert conflict.value.key_offset == 0
     assert keyed.append(b"b", key=b"k", expect_key=0) == 1
+
+
+def test_latest_and_table(client: Any, log: Any) -> None:
+    with pytest.raises(rlog.InvalidRequest):
+        log.latest(b"k")
+    with pytest.raises(rlog.InvalidRequest):
+        next(iter(log.table()))
+    keyed = client.log(f"{log.name}.table", create=True, key_index=True)
+    assert keyed.latest(b"a") is None
+    assert list(keyed.table()) == []
+    keyed.append_many([rlog.Item(b"%d" % n, b"ab"[n % 2 :][:1]) for n in range(5)])
+    keyed.append(b"no key")
+    found = keyed.latest(b"a")
+    assert (found.offset, found.key, found.value) == (4, b"a", b"4")
+    with keyed.table() as table:
+        assert table.end == 6
+        keyed.append(b"later", key=b"b")  # is not in it
+        assert [(each.key, each.offset) for each in table] == [(b"b", 3), (b"a", 4)]
+    assert [(each.key, each.offset) for each in keyed.table()] == [(b"a", 4), (b"b", 6)]
+
+
+def compacted(client: Any, name: str) -> tuple[Any, dict[bytes, int], int]:
+    """A log from which records are absent, the last offset of each key, and its end."""
+    options = {"key_index": True, "compact": True, "file_roll_size": 4096}
+    log = client.log(name, create=True, **options)
+    latest: dict[bytes, int] = {}
+    end = 0
+    for _ in range(40):
+        items = [rlog.Item(bytes(50), b"%d" % (n % 7)) for n in range(20)]
+        items[9] = rlog.Item(b"no key")
+        end = log.append_many(items).end
+        latest |= {b"%d" % (n % 7): end - 20 + n for n in range(20) if n != 9}
+    deadline = time.monotonic() + 30
+    while log.info().bytes > 20 * end:  # a third of what was appended
+        assert time.monotonic() < deadline, "it is never compacted"
+        time.sleep(0.01)
+    return log, latest, end
+
+
+def test_what_was_compacted_is_absent_for_everybody(client: Any, log: Any) -> None:
+    keyed, latest, end = compacted(client, f"{log.name}.compacted")
+    with keyed.reader(rlog.OLDEST, block=False) as reader:
+        records = list(reader)
+        assert reader.offset == end
+    offsets = [record.offset for record in records]
+    assert offsets == sorted(set(offsets))
+    assert len(offsets) < end
+    assert {r.key: r.offset for r in records if r.key is not None} == latest
+    assert [o for o in range(9, end, 20) if o not in offsets] == []
+    assert {r.key: r.offset for r in keyed.table()} == latest
+    gone = next(o for o in range(end) if o not in offsets)
+    with keyed.reader(rlog.offset(gone), until=rlog.offset(gone + 1)) as reader:
+        assert list(reader) == []
+        assert reader.offset > gone
+    with keyed.consumer("c", block=False) as consumer:
+        seen: list[int] = []
+        assert consumer.process(lambda record: seen.append(record.offset), in_flight=7) > 0
+        assert set(latest.values()) <= set(seen) <= set(offsets)
+    assert keyed.cursor("c").info().committed == end
+    with keyed.consumer("d", block=False) as consumer:
+        polled: list[Any] = []
+        while records := consumer.poll(50):
+            polled += records
+            consumer.commit(records[-1])
+    assert set(latest.values()) <= {each.offset for each in polled}
+    assert keyed.cursor("d").info().committed == end
 
 
 def test_receipts(log: Any) -> None:

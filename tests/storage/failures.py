@@ -113,7 +113,7 @@ class Life:
         # And a layout that failed leaves acknowledged records unseen until the next start.
         allowed_texts = ["the commit", "cursor at"]  # what a cursor says then was never promised
         if self.fault.mode is Failure.REVERT:
-            allowed_texts += ["cannot be read", "a part of"]
+            allowed_texts += ["cannot be read", "a part of", "nothing superseded it"]
         if "segment" in server.failed:
             allowed_texts += ["is lost", "a part of"]
         wrong = self.history.check(server.view(), power_cut=True)

@@ -7,14 +7,16 @@ is a sentence; no sentences, no violation.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+ABSENT: Final = b""  # in place of a record that compaction took away
 
 
 @dataclass
 class LogView:
     """One log as it is served: ``records`` are those of the offsets ``first`` to ``end``, in order.
 
-    A record that is named as damaged, or cannot be read, is None.
+    A record that is named as damaged, or cannot be read, is None; one that is absent, ABSENT.
     """
 
     first: int
@@ -63,6 +65,7 @@ class History:
 
     def __init__(self) -> None:
         self.sent: dict[bytes, str] = {}  # payload -> log
+        self.keys: dict[bytes, bytes] = {}  # payload -> key, of those that have one
         self.refused: set[bytes] = set()  # answered so that they are in no log, for sure
         self.synced: dict[Place, bytes] = {}  # acknowledged as synced
         self.written: dict[Place, bytes] = {}  # acknowledged as written
@@ -155,6 +158,8 @@ class History:
             wrong.append(f"{name}: the trim to {self.trim_done[name]} was undone: {log.first}")
         last = b""
         for offset, payload in enumerate(log.records, log.first):
+            if payload == ABSENT:
+                continue  # _check_kept judges that
             if payload is None:
                 wrong.append(f"{name}/{offset} cannot be read")
             elif self.sent.get(payload) != name:
@@ -176,13 +181,29 @@ class History:
             return  # _check_logs and _check_log judge that
         if place.offset >= log.end:
             wrong.append(f"{place.log}/{place.offset} is lost")
-        elif (found := log.at(place.offset)) != payload and found is not None:
+        elif (found := log.at(place.offset)) == ABSENT:
+            if not self._superseded(log, place.offset, payload):
+                wrong.append(f"{place.log}/{place.offset} is absent, and nothing superseded it")
+        elif found != payload and found is not None:
             wrong.append(f"{place.log}/{place.offset} changed: {found[:20]!r}")
+
+    def _superseded(self, log: LogView, offset: int, payload: bytes) -> bool:
+        """A later record of its key is there."""
+        key = self.keys.get(payload)
+        later = log.records[offset + 1 - log.first :]
+        return key is not None and any(p and self.keys.get(p) == key for p in later)
 
     def _check_groups(self, view: View, wrong: list[str]) -> None:
         there = {
             payload for log in view.logs.values() for payload in log.records if payload is not None
         }
+        # What is absent is there, for this: a later record of its key took its place.
+        latest: dict[tuple[str, bytes], bytes] = {}
+        for payload in sorted(there & self.keys.keys()):
+            latest[self.sent[payload], self.keys[payload]] = payload
+        for payload, key in self.keys.items():
+            if payload < latest.get((self.sent[payload], key), b""):
+                there.add(payload)
         for group in self.groups:
             parts = [
                 payload in there
@@ -213,7 +234,7 @@ def settle(history: History, view: View) -> History:
     new.groups = []
     for name, log in view.logs.items():
         for offset, payload in enumerate(log.records, log.first):
-            if payload is not None:
+            if payload:
                 new.synced[Place(name, offset)] = payload
         new.trim_done[name] = log.first
         new.trim_asked[name] = max(new.trim_asked.get(name, 0), log.first)

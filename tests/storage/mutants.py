@@ -469,6 +469,54 @@ MUTANTS = (
         (Edit("rlog.checkpoint:decode", "computed != stored", "False"),),
     ),
     Mutant(
+        "the segment that was compacted is unlinked before that is synced",
+        "crash",
+        (
+            Edit(
+                "rlog.decisions.compaction:compact",
+                "desk.effects.append(replace)",
+                "files.replace(sources, base, generation); unlink()",
+            ),
+        ),
+        "compacting",
+    ),
+    Mutant(
+        "compaction takes the latest record of a key away",
+        "crash",
+        (
+            Edit(
+                "rlog.compaction:Rewriting._stays",
+                "self._keys.get(key, -1) <= offset",
+                "self._keys.get(key, -1) < offset",
+            ),
+        ),
+        "compacting",
+    ),
+    Mutant(
+        "a rewritten segment is not synced before it counts",
+        "crash",
+        (Edit("rlog.compaction:Rewriting._rewrite", "self._file.sync()", "pass"),),
+        "compacting",
+    ),
+    Mutant(
+        "the name of a rewritten segment is not synced before it counts",
+        "crash",
+        (Edit("rlog.compaction:Rewriting._rewrite", "self._files.sync_names()", "pass"),),
+        "compacting",
+    ),
+    Mutant(
+        "the name of a log's directory is not synced before a rewritten segment counts",
+        "crash",
+        (
+            Edit(
+                "rlog.log:LogFiles.sync_names",
+                'self._files.sync_directory("logs")',
+                "pass",
+            ),
+        ),
+        "compacting",
+    ),
+    Mutant(
         "torn bytes are not set aside",
         "rot",
         (

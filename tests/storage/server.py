@@ -16,7 +16,7 @@ from rlog.log import Chunk
 from rlog.policy import parse_policy
 from rlog_client import batch, model, protocol
 from rlog_client.errors import OutcomeUnknown, RlogError
-from tests.storage.history import Group, History, LogView, ParkedPlace, Place, View
+from tests.storage.history import ABSENT, Group, History, LogView, ParkedPlace, Place, View
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -188,10 +188,13 @@ class Server:
             self.ids[name] = answer.info.id
             self.history.created.add(name)
 
-    def append(self, log: str, *payloads: bytes) -> int:
+    def append(self, log: str, *payloads: bytes, keys: Sequence[bytes | None] = ()) -> int:
         """Submit one batch; ``pump`` does the rest."""
         if log not in self.ids:
             return 0  # it could not be made
+        for payload, key in zip(payloads, keys, strict=False):
+            if key is not None:
+                self.history.keys[payload] = key
         for payload in payloads:
             assert payload not in self.history.sent, "every payload is unique"
             self.history.sent[payload] = log
@@ -206,7 +209,7 @@ class Server:
                 book[Place(log, offset)] = payload
                 self.history.written[Place(log, offset)] = payload
 
-        produced = bytes(batch.encode(list(payloads)))
+        produced = bytes(batch.encode(list(payloads), list(keys) or None))
         return self.ask(
             protocol.Append(self.ids[log]),
             then,
@@ -296,9 +299,11 @@ class Server:
         asked[log, consumer] = max(asked.get((log, consumer), 0), offset)
         return protocol.CommitThrough(self.ids[log], consumer, grant.epoch, offset)
 
-    def batch(self, log: str, *payloads: bytes) -> protocol.Control | None:
+    def batch(
+        self, log: str, *payloads: bytes, keys: Sequence[bytes | None] = ()
+    ) -> protocol.Control | None:
         self.history.groups.append(Group(tuple((log, payload) for payload in payloads)))
-        request = self.append(log, *payloads)
+        request = self.append(log, *payloads, keys=keys)
         self.pump()
         return self.peer.answers.get(request)
 
@@ -388,6 +393,30 @@ class Server:
             self.in_upkeep = False
         self.note_seen()
 
+    def compact(self, work: Callable[[], None] = lambda: None) -> int:
+        """Do all compaction that is due; ``work`` goes on beside it. -> how many jobs."""
+        jobs = 0
+        self.clock.now += 1
+        while self.driver.compactor.due():
+            done = False
+            while not done:
+                self.in_upkeep = True
+                result = drivers.attempt(self.driver.compactor.work)
+                self.in_upkeep = False
+                if not jobs:
+                    work()
+                done = result is not False
+                self.driver.compacted(result)
+                if not done:
+                    self.clock.now += 1
+                    assert self.driver.compactor.due()
+            self.pump()
+            jobs += 1
+            self.clock.now += 1
+        self.pump()  # the frame that lets the old files go
+        self.note_seen()
+        return jobs
+
     # --- looking ------------------------------------------------------------------------------
 
     def note_seen(self) -> None:
@@ -464,7 +493,10 @@ def records_of(chunk: Chunk, offset: int, end: int) -> list[bytes | None]:
         body = chunk.data[position + batch.HEADER_BYTES : position + header.bytes]
         skip = max(offset - header.base, 0)
         try:
-            values: Sequence[bytes | None] = batch.decode(header, body).values
+            columns = batch.decode(header, body)
+            values: list[bytes | None] = [ABSENT] * header.count
+            for at, value in zip(columns.offsets(header), columns.values, strict=True):
+                values[at - header.base] = value
         except batch.InvalidBatch:
             values = [None] * header.count
         records += values[skip : end - header.base]

@@ -26,7 +26,7 @@ def resealed(raw: bytes, position: int, changed: bytes) -> bytes:
     [
         (0, b"RLX", "no batch begins here"),
         (3, b"\x02", "batch version 2 is not known here"),
-        (4, b"\x01", "codec 1 is not known here"),
+        (4, b"\x02", "codec 2 is not known here"),
         (5, b"\x01", "reserved bytes are not zero"),
         (7, b"\x01", "reserved bytes are not zero"),
         (64, b"\x01", "reserved bytes are not zero"),

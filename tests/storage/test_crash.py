@@ -8,7 +8,17 @@ from __future__ import annotations
 import pytest
 
 from tests.storage.explore import Depth, Explorer, Workload
-from tests.storage.workloads import beside, bounded, everything, later, periodic, transacting
+from tests.storage.workloads import (
+    beside,
+    bounded,
+    compacting,
+    everything,
+    later,
+    periodic,
+    transacting,
+)
+
+ALL = [everything, periodic, beside, transacting, bounded, compacting]
 
 CI = Depth(enumerate_max=4, samples=26, nested=170, continued=170, rotten=7, lives=3)
 LONG = Depth(enumerate_max=8, samples=300, nested=2000, continued=1500, rotten=25, lives=4)
@@ -22,7 +32,7 @@ def explored(workload: Workload, depth: Depth, capsys: pytest.CaptureFixture[str
     return explorer
 
 
-@pytest.mark.parametrize("workload", [everything, periodic, beside, transacting, bounded])
+@pytest.mark.parametrize("workload", ALL)
 def test_after_any_crash_what_was_acknowledged_is_there(
     workload: Workload, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -32,7 +42,7 @@ def test_after_any_crash_what_was_acknowledged_is_there(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workload", [everything, periodic, beside, transacting, bounded])
+@pytest.mark.parametrize("workload", ALL)
 def test_after_any_crash_what_was_acknowledged_is_there_tried_longer(
     workload: Workload, capsys: pytest.CaptureFixture[str]
 ) -> None:

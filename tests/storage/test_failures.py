@@ -12,7 +12,7 @@ from rlog_client.errors import DiskFull
 from tests.storage.failures import calls_of, every
 from tests.storage.server import ROLL, Server
 from tests.storage.simdisk import PAGE, Choice, Failure, Fill, SimDisk
-from tests.storage.workloads import beside, everything, periodic
+from tests.storage.workloads import beside, compacting, everything, periodic
 
 if TYPE_CHECKING:
     from tests.storage.explore import Workload
@@ -34,7 +34,7 @@ def tried(
     assert not wrong, "\n".join(wrong[:20])
 
 
-@pytest.mark.parametrize("workload", [everything, periodic, beside])
+@pytest.mark.parametrize("workload", [everything, periodic, beside, compacting])
 def test_whichever_sync_fails_writing_ends_and_nothing_acknowledged_is_lost(
     workload: Workload, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -59,7 +59,8 @@ def test_whichever_sync_fails_writing_ends_and_nothing_acknowledged_is_lost(
 def test_whichever_other_call_fails_nothing_acknowledged_is_lost(
     kind: str, long: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for workload in (everything, periodic, beside) if long else (everything,):
+    every_one = (everything, compacting, periodic, beside)
+    for workload in every_one if long else every_one[:2]:
         tried(workload, kind, [(EIO, Failure.EXT4)], capsys)
 
 

@@ -17,7 +17,7 @@ from tests.storage.failures import every
 from tests.storage.mutants import MUTANTS, Mutant, planted
 from tests.storage.rot import Directory, Outcome, judge, small
 from tests.storage.simdisk import Failure
-from tests.storage.workloads import beside, bounded, everything, later, periodic
+from tests.storage.workloads import beside, bounded, compacting, everything, later, periodic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -28,6 +28,7 @@ WORKLOADS = {
     "periodic": periodic,
     "beside": beside,
     "bounded": bounded,
+    "compacting": compacting,
 }
 
 

@@ -155,6 +155,48 @@ def bounded(server: Server, payload: Payloads) -> None:
     server.batch("r", payload(100))
 
 
+def compacting(server: Server, payload: Payloads) -> None:
+    """Logs that are compacted, beside appends, a trim, a deletion and checkpoints."""
+    keyed = {"file_roll_size": ROLL, "key_index": True, "compact": True}
+    server.create("k", sync="always", **keyed)
+    server.create("n", sync="never", **keyed)
+
+    def put(log: str, *keys: bytes | None, size: int = 500) -> None:
+        server.batch(log, *(payload(size) for _ in keys), keys=keys)
+
+    put("k", b"a", b"b", None, b"c")
+    put("n", b"x", b"x", b"y")
+    put("k", b"d", b"a", b"b", b"c")
+    put("k", b"a", b"b", b"b")
+    server.compact()
+    put("n", b"x", b"y", b"x", b"y", size=900)
+    put("k", b"c", b"e", size=1500)
+    server.checkpoint()
+    put("k", b"a", b"c", b"e", size=1200)
+    put("n", b"x", b"y", size=1800)
+
+    def work() -> None:
+        put("k", b"a", b"d", b"b", size=900)
+        put("n", b"x", size=2000)
+
+    def compact() -> None:
+        server.compact()
+
+    server.compact(work)
+    server.claim("k", "c")
+    server.commit("k", "c", 3)
+    put("k", b"a", b"e", b"b", b"c", size=900)
+    put("k", b"a", b"c", b"e", b"b", size=900)
+    server.checkpoint_beside(compact)
+    server.trim("k", 8)
+    put("k", b"a", b"b", b"c", b"e", size=900)
+    server.compact(lambda: server.trim("k", 14))
+    put("n", b"x", b"y", size=1800)
+    put("n", b"x", b"y", size=1800)
+    server.compact(lambda: server.delete("n"))
+    put("k", b"a", size=50)
+
+
 def later(server: Server, payload: Payloads) -> None:
     """What a recovered server goes on with, whatever it found."""
     logs = sorted(server.ids)

@@ -1,0 +1,122 @@
+"""Tables: the offsets of each key's latest record, as they are at one end of a log.
+
+The offsets are taken at one moment, on the loop: a copy of 8 bytes a key, and the only thing that
+has to wait there. Sorting and packing them is done in a thread, a little at a time, so that the
+loop gets the interpreter in between: one call that sorts millions would not let go of it.
+
+A page is a msgpack array of the distances from one offset to the next (the first: from 0), one to
+five bytes a key. The server keeps the pages of a table for as long as somebody reads it: what is in
+them is not compacted meanwhile.
+"""
+
+from __future__ import annotations
+
+import time
+from array import array
+from bisect import bisect_left, bisect_right
+from itertools import accumulate
+from operator import sub
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PAGE_KEYS: Final = 1 << 16
+TABLES_MAX: Final = 16  # of a server; the oldest is given up for one more
+_BUCKET_BITS: Final = 14  # offsets that are alike but for these are sorted together
+_AT_ONCE: Final = 2048
+_encode: Final = msgspec.msgpack.Encoder().encode
+_decoder: Final = msgspec.msgpack.Decoder(list[int])
+
+
+class Table:
+    """One of them: ``end`` and ``count`` of the offsets below it; ``owner``: who reads it."""
+
+    def __init__(self, number: int, owner: object, log: int, end: int, count: int) -> None:
+        self.number = number
+        self.owner = owner
+        self.log = log
+        self.end = end
+        self.count = count
+        self.pages: list[bytes] | None = None  # None: being packed
+        self._firsts: list[int] = []
+
+    def pack(self, offsets: list[int]) -> None:
+        """Make the pages. For a thread."""
+        pages, firsts = [], []
+        for page in _paged(_sorted(offsets)):
+            firsts.append(page[0])
+            pages.append(_encode(list(map(sub, page, [0, *page]))))
+            time.sleep(0)
+        self._firsts = firsts
+        self.pages = pages
+
+    def between(self, begin: int, end: int) -> Iterator[list[int]]:
+        """Its offsets from ``begin`` up to ``end``, a page at a time."""
+        assert self.pages is not None
+        for index in range(max(0, bisect_right(self._firsts, begin) - 1), len(self.pages)):
+            if self._firsts[index] >= end:
+                return
+            page = list(accumulate(_decoder.decode(self.pages[index])))
+            yield page[bisect_left(page, begin) : bisect_left(page, end)]
+
+
+def _sorted(offsets: list[int]) -> Iterator[list[int]]:
+    """The same in order, many at a time."""
+    buckets: dict[int, array[int]] = {}
+    low = (1 << _BUCKET_BITS) - 1
+    for begin in range(0, len(offsets), _AT_ONCE):
+        for offset in offsets[begin : begin + _AT_ONCE]:
+            if (bucket := buckets.get(offset >> _BUCKET_BITS)) is None:
+                bucket = buckets[offset >> _BUCKET_BITS] = array("H")
+            bucket.append(offset & low)
+        time.sleep(0)
+    offsets.clear()
+    for high in sorted(buckets):
+        base = high << _BUCKET_BITS
+        yield [base + each for each in sorted(buckets.pop(high))]
+
+
+def _paged(runs: Iterator[list[int]]) -> Iterator[list[int]]:
+    page: list[int] = []
+    for run in runs:
+        page += run
+        if len(page) >= PAGE_KEYS:
+            yield page
+            page = []
+    if page:
+        yield page
+
+
+class Tables:
+    """The tables that are being read on a server."""
+
+    def __init__(self) -> None:
+        self._tables: dict[int, Table] = {}
+        self._last = 0
+
+    def begin(self, owner: object, log: int, end: int, count: int) -> Table:
+        self._last += 1
+        table = self._tables[self._last] = Table(self._last, owner, log, end, count)
+        while len(self._tables) > TABLES_MAX:
+            del self._tables[next(iter(self._tables))]
+        return table
+
+    def get(self, owner: object, log: int, number: int) -> Table | None:
+        table = self._tables.get(number)
+        return table if table and table.owner is owner and table.log == log else None
+
+    def end(self, owner: object, number: int | None = None) -> None:
+        """One of an owner's is read no more; None: none of them is."""
+        for table in list(self._tables.values()):
+            if table.owner is owner and number in (None, table.number):
+                del self._tables[table.number]
+
+    def whole(self, log: int) -> bool:
+        """None of a log's is still being packed."""
+        return all(table.pages is not None for table in self.of(log))
+
+    def of(self, log: int) -> list[Table]:
+        return [table for table in self._tables.values() if table.log == log]
