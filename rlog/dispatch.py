@@ -354,6 +354,8 @@ class Dispatch:
         if not self._unknown or self._unknown[0] != offset:
             return
         self._unknown.popleft()
+        if offset not in self._redriven:
+            return  # whoever had it from before the start has settled it meanwhile
         behind = self._take_key(offset, key)
         if behind is not None:
             behind.appendleft([offset, offset + 1])  # ahead of what is new
@@ -547,10 +549,12 @@ class Dispatch:
 
     def failed(self, offset: int, mate: Mate, due: float) -> None:
         """It comes again, to anybody, when it is due."""
+        if offset not in self._holder:
+            return  # said twice, by a connection and by the one that came after it
         self._drop_hand(offset)
         self._due_at[offset] = due
         self._late[offset] = mate
-        self._offer(offset)
+        self._return(offset)
 
     def give_back(self, mate: Mate, offsets: Iterable[int]) -> None:
         """A member has not begun these, and others may have them."""
@@ -559,8 +563,18 @@ class Dispatch:
     def _give_back(self, offsets: list[int]) -> None:
         for offset in offsets:
             self._drop_hand(offset)
-            if offset < self.head and offset not in self._unknown:
-                self._offer(offset)  # (else it is looked up in its turn)
+            self._return(offset)
+
+    def _return(self, offset: int) -> None:
+        """It is in nobody's hands any more."""
+        parked = self.cursor.parked.get(offset)
+        redriven = parked is not None and parked.redriven
+        if self.cursor.is_settled(offset) and not redriven:
+            return  # by this very frame: it is done with when that is durable
+        # What a member had from before the start is looked up in its turn. Offered now it would be
+        # out twice, and without its key.
+        if (redriven or offset < self.head) and offset not in self._unknown:
+            self._offer(offset)
 
     def _drop_hand(self, offset: int) -> None:
         if (mate := self._holder.pop(offset, None)) is not None:

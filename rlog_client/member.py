@@ -14,6 +14,7 @@ import contextlib
 import logging
 from bisect import bisect_right, insort
 from collections import deque
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from .batch import HEADER_BYTES, Columns, Header, InvalidBatch, decode, parse_header
@@ -340,7 +341,7 @@ class MemberSteps(ConsumerSteps):
         while not self._stopped:
             self._check()
             if (run := self._run(None)) is not None:
-                records = [record for record, _ in zip(run, range(max_records), strict=False)]
+                records = list(islice(run, max_records))
                 self._handed_out(records)
                 return records
             want = Want(min(max_records, OFFSETS_MAX), now=timeout == 0)
