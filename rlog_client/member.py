@@ -173,7 +173,9 @@ class MemberSteps(ConsumerSteps):
 
     def _mine(self) -> list[int]:
         """What is in hand, as far as the server has said."""
-        told = (offset for sent in self._flight for offset in sent.offsets)
+        # What is answered, and only not reaped yet, is not said again: nothing would end it.
+        waiting = (sent for sent in self._flight if not sent.call.done)
+        told = (offset for sent in waiting for offset in sent.offsets)
         return sorted({*self._out, *self._finished, *told})
 
     def _came_back(self, claimed: Claimed) -> None:
