@@ -219,6 +219,11 @@ class Dispatch:
             mate.ending = True
         return [mate.epoch for mate in found]
 
+    def not_ended(self, epoch: int) -> None:
+        """It could not be decided: it is to be asked for again."""
+        if (mate := self.mates.get(epoch)) is not None:
+            mate.ending = False
+
     def _undrain(self, mate: Mate) -> None:
         if self._drained is mate:
             self._drained = None
@@ -467,8 +472,11 @@ class Dispatch:
         return lot.end if lot is not None and lot.base == base else None
 
     def waits_for_own(self, mate: Mate) -> bool:
-        """A record that this member had retried is still to come."""
-        return any(other is mate for other in self._late.values())
+        """A record that this member had retried is still to come, or what others had who are gone:
+        they come back, or it is decided that their claims are over.
+        """
+        mine = any(other is mate for other in self._late.values())
+        return mine or bool(self._awaited) or any(other.away for other in self.mates.values())
 
     # --- what becomes of them -----------------------------------------------------------------
 
