@@ -219,6 +219,11 @@ class Dispatch:
             mate.ending = True
         return [mate.epoch for mate in found]
 
+    def not_ended(self, epoch: int) -> None:
+        """It could not be decided: it is to be asked for again."""
+        if (mate := self.mates.get(epoch)) is not None:
+            mate.ending = False
+
     def _undrain(self, mate: Mate) -> None:
         if self._drained is mate:
             self._drained = None
@@ -376,6 +381,8 @@ class Dispatch:
         if not self._unknown or self._unknown[0] != offset:
             return
         self._unknown.popleft()
+        if offset not in self._redriven:
+            return  # whoever had it from before the start has settled it meanwhile
         behind = self._take_key(offset, key)
         if behind is not None:
             behind.appendleft([offset, offset + 1])  # ahead of what is new
@@ -487,8 +494,11 @@ class Dispatch:
         return lot.end if lot is not None and lot.base == base else None
 
     def waits_for_own(self, mate: Mate) -> bool:
-        """A record that this member had retried is still to come."""
-        return any(other is mate for other in self._late.values())
+        """A record that this member had retried is still to come, or what others had who are gone:
+        they come back, or it is decided that their claims are over.
+        """
+        mine = any(other is mate for other in self._late.values())
+        return mine or bool(self._awaited) or any(other.away for other in self.mates.values())
 
     # --- what becomes of them -----------------------------------------------------------------
 
@@ -569,10 +579,12 @@ class Dispatch:
 
     def failed(self, offset: int, mate: Mate, due: float) -> None:
         """It comes again, to anybody, when it is due."""
+        if offset not in self._holder:
+            return  # said twice, by a connection and by the one that came after it
         self._drop_hand(offset)
         self._due_at[offset] = due
         self._late[offset] = mate
-        self._offer(offset)
+        self._return(offset)
 
     def give_back(self, mate: Mate, offsets: Iterable[int]) -> None:
         """A member has not begun these, and others may have them."""
@@ -581,8 +593,18 @@ class Dispatch:
     def _give_back(self, offsets: list[int]) -> None:
         for offset in offsets:
             self._drop_hand(offset)
-            if offset < self.head and offset not in self._unknown:
-                self._offer(offset)  # (else it is looked up in its turn)
+            self._return(offset)
+
+    def _return(self, offset: int) -> None:
+        """It is in nobody's hands any more."""
+        parked = self.cursor.parked.get(offset)
+        redriven = parked is not None and parked.redriven
+        if self.cursor.is_settled(offset) and not redriven:
+            return  # by this very frame: it is done with when that is durable
+        # What a member had from before the start is looked up in its turn. Offered now it would be
+        # out twice, and without its key.
+        if (redriven or offset < self.head) and offset not in self._unknown:
+            self._offer(offset)
 
     def _drop_hand(self, offset: int) -> None:
         if (mate := self._holder.pop(offset, None)) is not None:

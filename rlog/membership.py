@@ -170,12 +170,13 @@ class Membership:
             end = min(end, self._end)
         if not self._sent and (offset := dispatch.scan_at(end)) is not None:
             return self._read(log, offset, "scan")
-        waits = not self._now or (self._own and dispatch.waits_for_own(self._mate))
-        if self._sent or not waits:
-            self.settle()
-        else:
+        if not self._sent and self.books.failed is None:
             for epoch in dispatch.overstayed():
                 self.outlet.ask(Vanish(self.log, self.consumer, epoch))
+            if not self._now or (self._own and dispatch.waits_for_own(self._mate)):
+                return None
+        if self._sent or self._now:
+            self.settle()
         return None
 
     def _read(self, log: state.Log, offset: int, why: str) -> Read | None:

@@ -14,6 +14,7 @@ import contextlib
 import logging
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from .batch import HEADER_BYTES, Columns, Header, InvalidBatch, decode, parse_header
@@ -183,7 +184,9 @@ class MemberSteps(ConsumerSteps):
 
     def _mine(self) -> list[int]:
         """What is in hand, as far as the server has said."""
-        told = (offset for sent in self._flight for offset in sent.offsets)
+        # What is answered, and only not reaped yet, is not said again: nothing would end it.
+        waiting = (sent for sent in self._flight if not sent.call.done)
+        told = (offset for sent in waiting for offset in sent.offsets)
         return sorted({*self._out, *self._finished, *told})
 
     def _came_back(self, claimed: Claimed) -> None:
@@ -374,7 +377,7 @@ class MemberSteps(ConsumerSteps):
         while not self._stopped:
             self._check()
             if (run := self._run(None)) is not None:
-                records = [record for record, _ in zip(run, range(max_records), strict=False)]
+                records = list(islice(run, max_records))
                 self._handed_out(records)
                 return records
             want = Want(min(max_records, OFFSETS_MAX), now=timeout == 0)

@@ -178,7 +178,8 @@ class Credit(Control):
 
     A shared consumer's member is lent for ``records``, all of them below ``end`` if that is given:
     -> Records and Assigned. ``now``: it is settled at once when there is nothing for this member;
-    ``own``: but not while a record that it had retried is still to come.
+    ``own``: but not while a record that it had retried is still to come, nor while it is open
+    whether somebody comes back who lost its connection.
     """
 
     kind: ClassVar[int] = 12

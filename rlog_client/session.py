@@ -94,7 +94,7 @@ _ONCE: Final = (Evict,)  # a repeated one would strike the next holder
 _FINAL: Final = (Unsupported, AccessDenied, InvalidRequest)
 
 RETRY_SECONDS_MIN: Final = 0.05  # between two tries to connect,
-RETRY_SECONDS_MAX: Final = 5.0
+RETRY_SECONDS_MAX: Final = 3.0  # well below the 5 s in which, after a start, who held may come back
 TRY_SECONDS: Final = 5.0  # and for one of them, greeting included
 
 Buffer = bytes | bytearray | memoryview

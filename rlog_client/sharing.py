@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from itertools import islice
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -105,7 +106,7 @@ class MemberProcess(Process):
             return True
         if (run := source._run(None)) is None:
             return (yield from self._get_more(room))
-        records = [record for record, _ in zip(run, range(room), strict=False)]
+        records = list(islice(run, room))
         yield from self._begin_all(records)
         return not self._stopping
 

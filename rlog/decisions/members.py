@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from rlog_client import model, protocol
-from rlog_client.errors import Busy, Fenced, InvalidRequest, NotFound
+from rlog_client.errors import Busy, Fenced, InvalidRequest, NotFound, RlogError
 
 from .. import facts, state
 from ..dispatch import Dispatch
@@ -144,15 +144,21 @@ def give_up(desk: Desk, peer: Peer, key: Key, *, gone: bool) -> None:
 
 def vanish(desk: Desk, waiting: Waiting, control: Vanish) -> Make:
     """It did not come back in time."""
-    desk.writable()
     key = (control.log, control.consumer)
+    group = desk.books.groups.get(key)
+    try:
+        desk.writable()
+    except RlogError:
+        if group is not None:
+            group.not_ended(control.epoch)
+        raise
     log = desk.state.logs.get(control.log)
     shared = log.shared(control.consumer) if log is not None else None
     member = shared.members.get(control.epoch) if shared is not None else None
     if member is not None and not member.held:
         error = f"{member.name} vanished with it in hand"
         desk.fact(facts.Vanished(*key, control.epoch, [], error))
-        _then(desk, key, lambda group: group.gone(control.epoch))
+        _then(desk, key, partial(Dispatch.gone, epoch=control.epoch))
     return lambda _synced: Answer(protocol.Done())
 
 

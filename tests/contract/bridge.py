@@ -46,7 +46,8 @@ class Bridge:
             return argument._bridged if isinstance(argument, Bridge) else argument
 
         async def handler(record: Any) -> Any:
-            return argument(record)
+            result = argument(record)
+            return await result if inspect.isawaitable(result) else result
 
         return handler
 

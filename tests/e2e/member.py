@@ -3,7 +3,7 @@
     python -m tests.e2e.member URL LOG '{"poison": [3], "in_flight": 1, ...}'
 
 Handles what there is, and writes each offset with its attempt to stdout before it dies or goes on.
-``to``: a log to append the handled ones to.
+``shared``: as one of many. ``to``: a log to append the handled ones to.
 ``death``: "exit", "kill", or "return": leave ``process`` at the poison by Stop, then vanish.
 """
 
@@ -28,7 +28,7 @@ def die(how: str) -> None:
 def main() -> None:
     url, name, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
     log = rlog.connect(url, name="member").log(name)
-    consumer = log.consumer("c", block=False)
+    consumer = log.consumer("c", block=False, shared=options.get("shared", False))
 
     def handler(record: rlog.Record) -> rlog.Verdict:
         print(record.offset, record.attempt, flush=True)
