@@ -111,7 +111,7 @@ FIELDS: dict[type[Any], list[str]] = {
     ],
     rlog.CursorInfo: [
         "log", "id", "committed", "lag_records", "lag_bytes", "lag_seconds", "members",
-        "parked", "paused",
+        "parked", "paused", "held_back",
     ],
     rlog.Parked: ["record", "reason", "error", "attempts", "parked_ns"],
     rlog.Backoff: ["first", "cap", "max_attempts", "pause_after"],

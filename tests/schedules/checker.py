@@ -515,7 +515,7 @@ class Checker:
             if isinstance(commit, protocol.CommitThrough):
                 committed = [fact for fact in made.facts if isinstance(fact, facts.Committed)]
                 self._commit(made, commit, committed)
-            else:
+            elif isinstance(commit, protocol.CommitRedriven):
                 self._commit_redriven(made, commit)
         others = facts.Appended | facts.Committed | facts.Unparked
         if any(not isinstance(fact, others) for fact in made.facts[:-1]):

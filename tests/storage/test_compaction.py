@@ -344,6 +344,9 @@ def test_nothing_is_absent_before_what_superseded_it_can_be_seen() -> None:
 class Outlet:
     """Notes what a reader is told."""
 
+    def ask(self, control: protocol.Control) -> None:
+        raise AssertionError("readers ask for nothing")
+
     def __init__(self) -> None:
         self.told: list[protocol.Control] = []
         self.data = b""
@@ -379,7 +382,7 @@ def test_a_slow_reader_goes_on_when_its_file_is_replaced(way: str) -> None:
         reader = Subscription(outlet, books, 1, 1, "a", 0)
         steps = 0
         while reader.offset < twins.log.end:
-            reader.lend(1, 1)
+            reader.lend(1, protocol.Credit(1, 1))
             read = reader.next_read()
             assert read is not None
             if steps == step:
