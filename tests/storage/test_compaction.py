@@ -550,9 +550,8 @@ def test_no_producer_makes_a_sparse_batch() -> None:
 
     raw = hole(0, 0, 5, 0)
     peer = cast("Any", SimpleNamespace())
-    message = protocol.Message(1, protocol.Append(1), raw)
     with pytest.raises(InvalidRequest, match="all its records"):
-        Peer._append(peer, message, protocol.Append(1))
+        Peer._judge(peer, memoryview(raw))
 
 
 def test_names_of_segments_are_read_as_they_are_written() -> None:
