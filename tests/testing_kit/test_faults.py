@@ -383,6 +383,21 @@ def test_a_failed_sync_ends_writing_until_a_restart_and_loses_nothing_acknowledg
     assert values(log) == [*kept, b"2"]
 
 
+def test_it_is_not_the_sync_of_a_server_at_rest_that_fails(rlog_server: Server, log: Any) -> None:
+    log.append(b"0")
+    life = rlog_server._life
+    assert life is not None
+    journal = life.server.driver.journal
+    eventually(lambda: journal.spare, "the next journal file is made")
+    with rlog_server.fail_sync() as fault:
+        before = journal.synced
+        rlog_server.advance(1.1)
+        eventually(lambda: journal.synced > before, "an empty frame says what is synced")
+        assert fault.struck == 0
+        with pytest.raises(rlog.OutcomeUnknown):
+            log.append(b"1")
+
+
 @pytest.mark.parametrize("lost", [False, True])
 def test_under_another_policy_a_failed_sync_may_lose_what_was_only_written(
     rlog_server: Server, client: Any, lost: bool

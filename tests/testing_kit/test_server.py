@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import re
@@ -18,10 +19,12 @@ import trio
 
 import rlog
 from rlog.testing import Server, ServerFailed
+from rlog.testing.faults import FaultyFile
 from rlog.testing.life import LiveServer
+from tests.e2e.serving import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 ROOT: Final = Path(__file__).parents[2]
 EXAMPLE: Final = Path(__file__).with_name("billing.py")
@@ -80,6 +83,98 @@ def test_a_crash_makes_no_checkpoint_and_a_stop_does(rlog_server: Server) -> Non
     assert checkpoints() == before
     rlog_server.stop()
     assert checkpoints() > before
+
+
+class Appending:
+    """A thread that appends all the time, and tries again what was refused."""
+
+    def __init__(self, server: Server, value_bytes: int) -> None:
+        self.acknowledged: dict[int, int] = {}  # offset -> number
+        self.number = 0
+        self._log = server.connect(timeout=SECONDS_MAX).log("l", create=True)
+        self._padding = bytes(value_bytes)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._over.is_set():
+            with contextlib.suppress(rlog.DiskFull):
+                offset = self._log.append(b"%08d" % self.number + self._padding)
+                self.acknowledged[offset] = self.number
+                self.number += 1
+
+    def wait_for_more(self) -> None:
+        goal = self.number + 20
+        eventually(lambda: self.number >= goal, "appends are acknowledged")
+
+    def end(self) -> None:
+        self._over.set()
+        self._thread.join(SECONDS_MAX)
+        assert not self._thread.is_alive()
+
+
+@pytest.fixture(params=[100, 100_000])  # synced on the loop, and in a thread beside it
+def appending(request: pytest.FixtureRequest, rlog_server: Server) -> Iterator[Appending]:
+    appending = Appending(rlog_server, request.param)
+    yield appending
+    appending.end()
+
+
+def test_whatever_was_acknowledged_before_a_crash_is_there(
+    rlog_server: Server, appending: Appending
+) -> None:
+    for _ in range(3):
+        appending.wait_for_more()
+        rlog_server.crash()
+        rlog_server.start()
+    appending.end()
+    log = rlog_server.connect().log("l")
+    found = {r.offset: int(r.value[:8]) for r in log.reader(rlog.OLDEST, block=False)}
+    assert found == appending.acknowledged
+
+
+def test_from_the_moment_when_the_disk_is_full_nothing_is_appended(
+    rlog_server: Server, appending: Appending
+) -> None:
+    log = rlog_server.connect().log("l")
+    appending.wait_for_more()
+    with rlog_server.full_disk() as fault:
+        end, refused = log.info().end, fault.struck
+        eventually(lambda: fault.struck > refused + 3, "appends are refused")
+        assert log.info().end == end
+    appending.wait_for_more()
+
+
+def test_a_disk_gets_full_between_two_frames_and_never_within_one(
+    rlog_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = rlog_server.connect().log("l", create=True, file_roll_size=150_000)
+    value = bytes(100_000)  # one to a segment, which is cut when the next one is begun
+    log.append(value)
+    syncing, go_on = threading.Event(), threading.Event()
+    sync = FaultyFile.sync
+
+    def stop_and_sync(file: FaultyFile) -> None:
+        syncing.set()
+        assert go_on.wait(SECONDS_MAX)
+        sync(file)
+
+    monkeypatch.setattr(FaultyFile, "sync", stop_and_sync)
+    threads = [threading.Thread(target=log.append, args=(value,))]
+    threads[0].start()
+    assert syncing.wait(SECONDS_MAX)
+    threads.append(threading.Thread(target=rlog_server.full_disk))
+    threads[1].start()
+    threads[1].join(0.05)
+    go_on.set()
+    for thread in threads:
+        thread.join(SECONDS_MAX)
+    with pytest.raises(rlog.DiskFull):
+        log.append(value)
+    sizes = [path.stat().st_size for path in sorted(rlog_server.directory.glob("logs/1/*.seg"))]
+    assert len(sizes) >= 2
+    assert len(value) < sizes[0] < len(value) + 4096
 
 
 def test_what_cannot_be_is_refused() -> None:
