@@ -122,7 +122,7 @@ class SourceSteps:
             elif (
                 records
                 or self._at_end(self._until)
-                or (fetched and (timeout == 0 or over(deadline)))
+                or (fetched and not self._jumps and (timeout == 0 or over(deadline)))
             ):
                 break
             else:
