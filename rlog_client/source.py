@@ -388,9 +388,6 @@ class SourceSteps:
 
         False: ``deadline`` or ``stop()`` came first, and nothing else.
         """
-        if self._jumps:
-            yield from self._jump()
-            return True  # perhaps that is where reading ends
         limit = deadline
         if self._offset < self._known_end and (patience := until(self._transport.timeout)):
             # They are there: to have them is a request, and not a wait for what may come.
@@ -399,6 +396,9 @@ class SourceSteps:
             if not self._stopped and not over(deadline):
                 raise self._away()
             return False
+        if self._jumps:
+            yield from self._jump()
+            return True  # perhaps that is where reading ends
         subscription = self._lend()
         yield from self._and_call_back(subscription, self._brought(subscription, limit))
         if subscription.stock:
@@ -409,14 +409,14 @@ class SourceSteps:
 
     def _fetch_now(self) -> Steps[bool]:
         """Fetch what there is. False: nothing."""
-        if self._jumps:
-            yield from self._jump()
         deadline = until(self._transport.timeout)
         while True:
             if not (yield from self._read_on(deadline)):
                 if self._stopped:
                     return False
                 raise self._away()
+            if self._jumps:
+                yield from self._jump()
             subscription = self._lend()
             yield from self._and_call_back(subscription, self._settled_if_any(subscription))
             if not subscription.broken:
@@ -535,8 +535,8 @@ class SourceSteps:
             raise ended.with_traceback(None)
 
     def _read_on(self, deadline: float | None) -> Steps[bool]:
-        """Subscribe once more at the place where the connection was lost. False: ``deadline`` or
-        ``stop()`` came first.
+        """Subscribe once more at the place where the connection was lost, unless that is to be left
+        (``_jumps``). False: ``deadline`` or ``stop()`` came first.
         """
         if (subscription := self._subscription) is not None:
             if not subscription.broken:
@@ -550,10 +550,7 @@ class SourceSteps:
                 raise self._gap(error) from None
             self._skip_to(error.first)
             self._place = error.first
-            if not self._jumps:
-                return (yield from self._read_on(deadline))
-            yield from self._jump()
-            return True
+            return self._jumps or (yield from self._read_on(deadline))
         if subscription is None:
             return False
         self._subscription, self._place = subscription, subscription.place.get().offset
