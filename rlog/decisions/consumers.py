@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Final
 
 from rlog_client import model, protocol
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from ..log import LogFiles, Spot
     from ..segment import Extent
     from .desk import Desk, Key, Make, Waiting
+
+logger = logging.getLogger("rlog.retention")
 
 TEXT_BYTES_MAX: Final = 4096  # of an error, and of a reason
 CAUSE_BYTES_MAX: Final = 255
@@ -151,6 +154,10 @@ def _park(
 ) -> None:
     key = (log.id, control.consumer)
     keep = control.verdict == "park"
+    if keep and control.offset < log.first and control.offset not in cursor.parked:
+        # It was handed out before it was trimmed: there is nothing left to put aside.
+        logger.warning("log %r: parked record %d is trimmed, and gone", log.name, control.offset)
+        keep = False
     if keep and control.offset not in cursor.parked and len(cursor.parked) >= PARKED_MAX:
         raise Paused(
             f"consumer {control.consumer!r}: {PARKED_MAX} records are parked: redrive or skip some",

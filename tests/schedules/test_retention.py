@@ -11,27 +11,19 @@ import pytest
 from rlog import retention
 from rlog_client import batch, errors, model, protocol
 from tests.schedules.world import LOG, TEN_YEARS_NS, Client, World, code
-from tests.storage.server import Server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 KIB = 1024
 TOTAL = 16 * KIB  # the least that a log may hold; a file of it is 4 KiB
-BOOT = "a boot"
 DAY = 86_400.0
 
 
 class BootedWorld(World):
     """A machine that knows its boot: what the clock should be is known across restarts."""
 
-    boot = BOOT
-
-    def _serve(self) -> Server:
-        return Server(
-            self.disk, file_bytes=self.pages * 4096, policy=self.policy, clock=self.clock,
-            boot=self.boot,
-        )  # fmt: skip
+    boot = "a boot"
 
 
 def fill(world: World, count: int, size: int = KIB, client: Client | None = None) -> list[Any]:
