@@ -297,7 +297,7 @@ def test_single_files(tree: Tree, capfd: pytest.CaptureFixture[str]) -> None:
     batches = rows(capfd, str(tree.root / path(1, 2)))
     assert [(row["first"], row["damage"]) for row in batches] == [(2, None), (3, None)]
     frames = rows(capfd, str(tree.root / tree.names(f"{DIRECTORY}/0*")[0]))
-    assert frames[0]["facts"] == [{"fact": "opened"}]
+    assert [fact["fact"] for fact in frames[0]["facts"]] == ["opened"]
     found = rows(capfd, str(tree.root / tree.names("checkpoint-*")[1]))
     assert [row["kind"] for row in found] == ["checkpoints", "logs", "logs"]
     # A copy by another name is known by how it begins.
