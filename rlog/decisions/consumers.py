@@ -10,6 +10,7 @@ from rlog_client.errors import InvalidRequest, Paused
 
 from .. import facts, state
 from .desk import Answer, Grant, listing, resolve
+from .trims import unprotect
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -297,6 +298,8 @@ def delete_cursor(desk: Desk, waiting: Waiting, control: protocol.DeleteCursor) 
     log = desk.log(control.log)
     desk.free_cursor(log, control.consumer)
     desk.fact(facts.Forgotten(log.id, control.consumer))
+    if control.consumer in log.options.protected:
+        unprotect(desk, log, control.consumer)
     desk.books.returning.pop((log.id, control.consumer), None)
     desk.books.forget_due((log.id, control.consumer))
     desk.end_claim((log.id, control.consumer))

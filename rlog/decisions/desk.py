@@ -453,7 +453,9 @@ class Desk:
 
 NOBODY: Final = Nobody()
 # What may add up to more than a fact or two.
-_LONG: Final = (protocol.Redrive, protocol.OpenLog, protocol.AlterLog, Retain)
+_LONG: Final = (
+    protocol.Redrive, protocol.OpenLog, protocol.AlterLog, protocol.DeleteCursor, Retain,
+)  # fmt: skip
 # After these there may be space for an append that waits for it.
 _MAKES_ROOM: Final = (
     facts.Altered, facts.Trimmed, facts.Committed, facts.Sought, facts.Forgotten, facts.Parked,

@@ -12,6 +12,8 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from rlog_client import batch as batches
 from rlog_client import model, protocol
 from rlog_client.errors import DiskFull, InvalidRequest, OffsetOutOfRange
@@ -103,6 +105,17 @@ def cut(
     if gone:
         desk.effects.append(lambda: files.trim(gone))
         desk.effects.append(lambda: books.begin_at(log.id, first))
+
+
+def unprotect(desk: Desk, log: state.Log, consumer: str) -> None:
+    """Its cursor is deleted. Without one it would keep all that there is, for one that is to come:
+    and that is the opposite of what was asked for.
+    """
+    protected = tuple(name for name in log.options.protected if name != consumer)
+    options = msgspec.structs.replace(log.options, protected=protected)
+    desk.fact(facts.Altered(log.id, options))
+    desk.books.watch.follow(log, desk.now)
+    desk.books.ring_at(desk.books.watch.alarm)
 
 
 # --- appends that wait for space ------------------------------------------------------------
