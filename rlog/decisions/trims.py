@@ -197,6 +197,8 @@ def trim_log(desk: Desk, waiting: Waiting, control: protocol.TrimLog) -> Make | 
         watch.trims.setdefault(log.id, []).append(waiting)
         return None
     first, end = plan.first, log.end
+    if plan.held is not None and not control.dry:
+        logger.warning("log %r is trimmed to %d only: %s", log.name, first, plan.held.text)
     if first > log.first and not control.dry:
         cut(desk, log, first)
     return lambda _synced: Answer(protocol.Place(first, first, end))
