@@ -6,7 +6,18 @@ import subprocess
 import sys
 from typing import Final
 
-NAMES: Final = ("limits", "append", "consume", "process", "single", "aio", "startup", "testing_kit")
+NAMES: Final = (
+    "limits",
+    "append",
+    "consume",
+    "process",
+    "shared",
+    "single",
+    "aio",
+    "startup",
+    "retention",
+    "testing_kit",
+)
 
 
 def main() -> int:

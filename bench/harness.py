@@ -86,12 +86,12 @@ class Clock:
         children = (child.pid or 0 for child in multiprocessing.active_children())
         self._pids = (os.getpid(), *children, *pids)
         self._began = time.monotonic()
-        self._busy = _busy() - sum(map(_used, self._pids))
+        self._busy = _busy() - sum(map(used, self._pids))
 
     def others(self) -> float:
         """Processors that others used since, on average."""
         seconds = time.monotonic() - self._began
-        busy = _busy() - sum(map(_used, self._pids)) - self._busy
+        busy = _busy() - sum(map(used, self._pids)) - self._busy
         return max(0.0, busy / seconds)
 
 
@@ -103,7 +103,7 @@ def _busy() -> float:
     return 0.0
 
 
-def _used(pid: int) -> float:
+def used(pid: int) -> float:
     """Processor seconds that a process and its children that have ended used."""
     for line in _lines(f"/proc/{pid}/stat")[:1]:
         return sum(map(int, line.rpartition(")")[2].split()[11:15])) / _TICKS

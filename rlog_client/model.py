@@ -265,7 +265,8 @@ class LogOptions(TypedDict, total=False):
     ``max_file_age``: a record is gone when it is so many seconds old, or up to a quarter more.
     ``blocking_minimum_retention``: rather than remove what is younger than so many seconds for
     ``max_total_bytes``, appends wait, and after 5 s are refused (DiskFull). ``protected``: no trim
-    passes what these consumers have not committed, nor anything as long as they have no cursor.
+    passes what these consumers have not committed, nor anything as long as they have no cursor;
+    whose cursor is deleted is protected no more.
     """
 
     sync: str

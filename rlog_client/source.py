@@ -122,8 +122,11 @@ class SourceSteps:
             elif (
                 records
                 or self._at_end(self._until)
-                or (fetched is not None and timeout != 0 and over(deadline))
-                or (timeout == 0 and fetched == self._offset)
+                or (
+                    fetched is not None
+                    and not self._jumps
+                    and (over(deadline) if timeout != 0 else fetched == self._offset)
+                )
             ):
                 break
             else:
@@ -391,9 +394,6 @@ class SourceSteps:
 
         False: ``deadline`` or ``stop()`` came first, and nothing else.
         """
-        if self._jumps:
-            yield from self._jump()
-            return True  # perhaps that is where reading ends
         limit = deadline
         if self._offset < self._known_end and (patience := until(self._transport.timeout)):
             # They are there: to have them is a request, and not a wait for what may come.
@@ -402,6 +402,9 @@ class SourceSteps:
             if not self._stopped and not over(deadline):
                 raise self._away()
             return False
+        if self._jumps:
+            yield from self._jump()
+            return True  # perhaps that is where reading ends
         subscription = self._lend()
         yield from self._and_call_back(subscription, self._brought(subscription, limit))
         if subscription.stock:
@@ -412,14 +415,14 @@ class SourceSteps:
 
     def _fetch_now(self) -> Steps[bool]:
         """Fetch what there is. False: nothing."""
-        if self._jumps:
-            yield from self._jump()
         deadline = until(self._transport.timeout)
         while True:
             if not (yield from self._read_on(deadline)):
                 if self._stopped:
                     return False
                 raise self._away()
+            if self._jumps:
+                yield from self._jump()
             subscription = self._lend()
             yield from self._and_call_back(subscription, self._settled_if_any(subscription))
             if not subscription.broken:
@@ -538,8 +541,8 @@ class SourceSteps:
             raise ended.with_traceback(None)
 
     def _read_on(self, deadline: float | None) -> Steps[bool]:
-        """Subscribe once more at the place where the connection was lost. False: ``deadline`` or
-        ``stop()`` came first.
+        """Subscribe once more at the place where the connection was lost, unless that is to be left
+        (``_jumps``). False: ``deadline`` or ``stop()`` came first.
         """
         if (subscription := self._subscription) is not None:
             if not subscription.broken:
@@ -553,10 +556,7 @@ class SourceSteps:
                 raise self._gap(error) from None
             self._skip_to(error.first)
             self._place = error.first
-            if not self._jumps:
-                return (yield from self._read_on(deadline))
-            yield from self._jump()
-            return True
+            return self._jumps or (yield from self._read_on(deadline))
         if subscription is None:
             return False
         self._subscription, self._place = subscription, subscription.place.get().offset

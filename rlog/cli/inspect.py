@@ -16,7 +16,7 @@ from rlog_client.errors import CorruptData
 
 from .. import checkpoint as checkpoints
 from .. import offline
-from ..facts import Appended
+from ..facts import Appended, Trimmed
 from ..files import Disk, Files
 from ..frame import MAGIC as FRAME_MAGIC
 from ..journal import Refused, file_names
@@ -322,6 +322,10 @@ def _fact_row(fact: Any) -> Row:
             "body_bytes": header.body_bytes,
             "body_crc": _crc(header.body_crc),
         }
+    if isinstance(fact, Trimmed):
+        # Records that are kept may be large: where they came from is enough.
+        copies = [[consumer, offset, len(copy)] for consumer, offset, copy in fact.copies]
+        return {"fact": "trimmed", "log": fact.log, "first": fact.first, "copies": copies}
     fields = getattr(fact, "__struct_fields__", None)
     if fields is None:
         return {"fact": "?", "unpacked": _plain(fact)}

@@ -4,7 +4,8 @@ A function here runs once, in the order of arrival, against the state as it will
 under decision is durable. It answers nobody: what it returns makes the answer, and what must wait
 for the frame's sync goes to ``desk.effects``. What returns None keeps the request: it is decided
 again when it is its turn. Up to its first fact a decision may raise any RlogError and has then done
-nothing that lasts. Space is reserved here, before the first fact, so that a full disk is met by the
+nothing that lasts (but for the trims that an append makes due: they stand, whatever becomes of it).
+Space is reserved here, before the first fact, so that a full disk is met by the
 one request that it concerns and by nothing behind it.
 """
 

@@ -12,6 +12,7 @@ from ..shared import pairs
 from . import members
 from .desk import Answer, Grant, listing, resolve
 from .parking import put_aside
+from .trims import unprotect
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -280,6 +281,8 @@ def delete_cursor(desk: Desk, waiting: Waiting, control: protocol.DeleteCursor) 
     if cursor.shared is not None:
         members.end_all(desk, key, cursor.shared)
     desk.fact(facts.Forgotten(*key))
+    if control.consumer in log.options.protected:
+        unprotect(desk, log, control.consumer)
     desk.books.returning.pop(key, None)
     desk.books.forget_consumer(key)
     desk.end_claim(key)

@@ -550,7 +550,8 @@ class Desk:
 NOBODY: Final = Nobody()
 # What may add up to more than a fact or two.
 _LONG: Final = (
-    protocol.Redrive, protocol.OpenLog, protocol.AlterLog, protocol.CommitRecords, Retain,
+    protocol.Redrive, protocol.OpenLog, protocol.AlterLog, protocol.CommitRecords,
+    protocol.DeleteCursor, Retain,
 )  # fmt: skip
 # After these there may be space for an append that waits for it.
 _MAKES_ROOM: Final = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Final
 
 from rlog_client.errors import Paused
@@ -13,12 +14,18 @@ if TYPE_CHECKING:
 
     from .desk import Desk
 
+logger = logging.getLogger("rlog.retention")
+
 PARKED_MAX: Final = 10_000  # records of one consumer: each keeps its texts in memory
 
 
 def put_aside(desk: Desk, log: state.Log, cursor: state.Cursor, control: protocol.Settle) -> None:
     """Park a record, or pass over it for good. Raises Paused when too many are parked."""
     keep = control.verdict == "park"
+    if keep and control.offset < log.first and control.offset not in cursor.parked:
+        # It was handed out before it was trimmed: there is nothing left to put aside.
+        logger.warning("log %r: parked record %d is trimmed, and gone", log.name, control.offset)
+        keep = False
     if keep and control.offset not in cursor.parked and len(cursor.parked) >= PARKED_MAX:
         raise Paused(
             f"consumer {control.consumer!r}: {PARKED_MAX} records are parked: redrive or skip some",

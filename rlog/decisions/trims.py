@@ -12,6 +12,8 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from rlog_client import batch as batches
 from rlog_client import model, protocol
 from rlog_client.errors import DiskFull, InvalidRequest, OffsetOutOfRange
@@ -105,6 +107,17 @@ def cut(
         desk.effects.append(lambda: books.begin_at(log.id, first))
 
 
+def unprotect(desk: Desk, log: state.Log, consumer: str) -> None:
+    """Its cursor is deleted. Without one it would keep all that there is, for one that is to come:
+    and that is the opposite of what was asked for.
+    """
+    protected = tuple(name for name in log.options.protected if name != consumer)
+    options = msgspec.structs.replace(log.options, protected=protected)
+    desk.fact(facts.Altered(log.id, options))
+    desk.books.watch.follow(log, desk.now)
+    desk.books.ring_at(desk.books.watch.alarm)
+
+
 # --- appends that wait for space ------------------------------------------------------------
 
 
@@ -184,6 +197,8 @@ def trim_log(desk: Desk, waiting: Waiting, control: protocol.TrimLog) -> Make | 
         watch.trims.setdefault(log.id, []).append(waiting)
         return None
     first, end = plan.first, log.end
+    if plan.held is not None and not control.dry:
+        logger.warning("log %r is trimmed to %d only: %s", log.name, first, plan.held.text)
     if first > log.first and not control.dry:
         cut(desk, log, first)
     return lambda _synced: Answer(protocol.Place(first, first, end))

@@ -519,3 +519,195 @@ def test_a_reader_has_nothing_to_commit_appends_with(client: Any, log: Any) -> N
             with pytest.raises(rlog.InvalidRequest):
                 reader.process(handle)
     assert (attempts, log.info().end) == ([1, 2], 5)
+
+
+# --- retention ----------------------------------------------------------------------------------
+
+WAYS_TO_READ = ["iterate", "poll", "process"]
+TOTAL = 16 * 1024
+
+
+def rolled(log: Any, count: int = 24) -> None:
+    """Records of about a KiB in files of four."""
+    log.alter(file_roll_size=4096)
+    for number in range(count):
+        log.append(b"%d" % number + bytes(900))
+
+
+def read_on(source: Any, how: str, *, some: bool = True) -> list[int]:
+    """The offsets of what is there, if ``some`` is."""
+    if how == "iterate":
+        return [record.offset for record in source]
+    if how == "poll":
+        return [record.offset for record in source.poll(1000, timeout=30.0 * some)]
+    seen: list[int] = []
+    source.process(lambda record: seen.append(record.offset))
+    return seen
+
+
+@pytest.mark.parametrize("how", WAYS_TO_READ)
+@pytest.mark.parametrize("style", STYLES)
+def test_a_gap_is_told_once(log: Any, style: str, how: str) -> None:
+    rolled(log)
+    with opened(log, style, block=False) as source:
+        source.process(lambda record: None, limit=2)
+        log.trim(rlog.offset(20))
+        first = log.info().first
+        if style == "reader":
+            assert source.seek(rlog.offset(first)) == first
+            return
+    # Behind the cursor the log is gone.
+    info = log.cursor("c" if style == "consumer" else rlog.GLOBAL).info()
+    assert (info.committed, info.lag_records) == (2, 24 - first)
+    with opened(log, style, block=False) as source:
+        with pytest.raises(rlog.Gap) as gap:
+            read_on(source, how)
+        assert (gap.value.first, gap.value.end) == (2, first)
+        assert read_on(source, how) == list(range(first, 24))
+        assert source.skipped_records == 0
+        if how != "process":
+            source.commit(rlog.Record(log.name, 23, 0, None, {}, b"", None, 1, source.epoch))
+    assert committed(log, style) == 24
+
+
+@pytest.mark.parametrize("policy", ["oldest", "latest"])
+@pytest.mark.parametrize("how", WAYS_TO_READ)
+@pytest.mark.parametrize("style", STYLES)
+def test_a_gap_is_passed_where_that_was_asked_for(
+    log: Any, style: str, how: str, policy: str
+) -> None:
+    rolled(log)
+    consumer = "c" if style == "consumer" else rlog.GLOBAL
+    begin = 0
+    if style != "reader":
+        with log.consumer(consumer, block=False) as source:
+            source.process(lambda record: None, limit=2)
+        begin = 2
+    log.trim(rlog.offset(20))
+    first = log.info().first
+    more = {"block": False, "on_out_of_range": policy}
+    if style == "reader":
+        opening = log.reader(rlog.offset(0), **more)
+    else:
+        opening = log.consumer(consumer, **more)
+    with opening as source:
+        expected = list(range(first, 24)) if policy == "oldest" else []
+        assert read_on(source, how, some=bool(expected)) == expected
+        assert source.skipped_records == (first if policy == "oldest" else 24) - begin
+        log.append(b"new")
+        if how == "poll" or style == "reader":
+            assert read_on(source, how) == [24]
+        else:
+            assert source.process(lambda record: None) == 1
+        assert source.skipped_records == (first if policy == "oldest" else 24) - begin
+        if style != "reader" and how == "poll":
+            source.commit(rlog.Record(log.name, 24, 0, None, {}, b"", None, 1, source.epoch))
+    if style != "reader":
+        # One commit passes the gap, whatever was in it.
+        assert committed(log, style) == 25
+
+
+@pytest.mark.parametrize("policy", ["oldest", "latest"])
+@pytest.mark.parametrize("start", [0, 99])
+@pytest.mark.parametrize("style", STYLES)
+def test_a_start_outside_the_log(log: Any, style: str, start: int, policy: str) -> None:
+    rolled(log)
+    log.trim(rlog.offset(20))
+    first = log.info().first
+
+    def at(**more: Any) -> Any:
+        if style == "reader":
+            return log.reader(rlog.offset(start), block=False, **more)
+        consumer = "c" if style == "consumer" else rlog.GLOBAL
+        return log.consumer(consumer, start=rlog.offset(start), block=False, **more)
+
+    with pytest.raises(rlog.OffsetOutOfRange) as outside, at() as source:
+        list(source)
+    assert (outside.value.first, outside.value.end) == (first, 24)
+    begin = first if policy == "oldest" else 24
+    with at(on_out_of_range=policy) as source:
+        assert [record.offset for record in source] == list(range(begin, 24))
+        assert source.skipped_records == max(0, begin - start)
+        with pytest.raises(rlog.OffsetOutOfRange):
+            source.seek(rlog.offset(start))
+    with pytest.raises(ValueError, match="on_out_of_range"), at(on_out_of_range="first"):
+        pass
+
+
+def test_a_log_is_kept_within_its_size(client: Any, log: Any) -> None:
+    name = f"{log.name}.bounded"
+    bounded = client.log(name, create=True, max_total_bytes=TOTAL, file_roll_size=4096)
+    for number in range(40):
+        bounded.append(b"%d" % number + bytes(900))
+        assert bounded.info().bytes <= TOTAL
+    info = bounded.info()
+    assert info.first > 20
+    assert info.retention is None
+    assert [r.offset for r in bounded.reader(rlog.OLDEST, block=False)] == list(
+        range(info.first, 40)
+    )
+    with pytest.raises(rlog.AlreadyExists) as differs:
+        client.log(name, create=True, max_total_bytes=TOTAL + 1)
+    assert differs.value.differences == {"max_total_bytes": [TOTAL, TOTAL + 1]}
+    assert bounded.alter(max_total_bytes=None).options["max_total_bytes"] is None
+    for number in range(20):
+        bounded.append(b"%d" % number + bytes(900))
+    assert bounded.info().first == info.first
+
+
+def test_a_record_is_gone_when_it_is_old(log: Any) -> None:
+    log.append(b"old")
+    log.alter(max_file_age=1.0)
+    assert log.info().options["max_file_age"] == 1.0
+    deadline = time.monotonic() + 30
+    while log.info().first == 0:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert log.append(b"new") == 1
+
+
+def test_a_protected_consumer_is_waited_for(log: Any) -> None:
+    rolled(log)
+    log.alter(max_total_bytes=TOTAL, protected=["c", rlog.GLOBAL])
+    assert log.info().options["protected"] == ["@global", "c"]
+    assert log.trim(rlog.LATEST) == 0
+    for who in ("c", rlog.GLOBAL):
+        with log.consumer(who, block=False) as consumer:
+            assert consumer.process(lambda record: None, limit=20) == 20
+    assert 16 < log.trim(rlog.LATEST) <= 20
+    with pytest.raises(TypeError, match="protected"):
+        log.alter(protected="c")
+    log.alter(protected=[])
+    assert log.trim(rlog.LATEST) == 24
+
+
+def test_a_parked_record_outlives_its_place(log: Any) -> None:
+    rolled(log)
+    with log.consumer("c", block=False) as consumer:
+        assert consumer.process(lambda r: rlog.Park("no") if r.offset == 1 else None) == 24
+    (before,) = log.cursor("c").parked()
+    assert log.trim(rlog.LATEST) == 24
+    assert log.cursor("c").parked() == [before]
+    assert log.cursor("c").redrive() == 1
+    with log.consumer("c", block=False) as consumer:
+        (again,) = list(consumer)
+        assert (again.offset, again.value, again.redriven) == (1, before.record.value, True)
+        consumer.settle(again, rlog.PARK)
+        assert log.cursor("c").redrive([1]) == 1
+        assert consumer.process(lambda record: None) == 1
+    assert log.cursor("c").parked() == []
+
+
+def test_an_append_waits_for_space_and_goes_on_when_there_is_some(log: Any, other: Any) -> None:
+    rolled(log, 8)
+    log.alter(max_total_bytes=TOTAL, blocking_minimum_retention=3600.0)
+    timer = threading.Timer(0.3, lambda: other.log(log.name).trim(rlog.offset(8)))
+    appended = [log.append(b"%d" % number + bytes(900)) for number in range(8, 14)]
+    assert log.info().first == 0
+    timer.start()
+    with log.producer() as producer:
+        pending = [producer.send(b"%d" % number + bytes(3000)) for number in range(14, 17)]
+        assert [each.result() for each in pending] == list(range(14, 17))
+    timer.join()
+    assert appended == list(range(8, 14))
+    assert log.info().first == 8

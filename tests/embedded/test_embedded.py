@@ -297,6 +297,24 @@ def test_what_a_policy_leaves_for_later_is_synced_while_somebody_waits(tmp_path:
         assert log.info().synced_end == 2
 
 
+def test_a_thread_that_waits_for_space_alone_is_refused_in_the_end_and_goes_on(
+    client: rlog.Client, log: rlog.Log
+) -> None:
+    log.alter(max_total_bytes=16 * 1024)
+    for _ in range(3):
+        log.append(bytes(4000))
+    log.alter(blocking_minimum_retention=3600.0)
+    with pytest.raises(rlog.DiskFull, match="blocking_minimum_retention"):
+        log.append(bytes(8000))
+    assert log.info().end == 3
+    # Alone, it is this thread that copies what a trim has to keep.
+    with log.consumer("c", block=False) as consumer:
+        assert consumer.process(lambda record: rlog.PARK) == 3
+    assert log.trim(rlog.LATEST) == 3
+    assert log.append(bytes(8000)) == 3
+    assert [each.record.offset for each in log.cursor("c").parked()] == [0, 1, 2]
+
+
 # --- waits end ------------------------------------------------------------------------------
 
 

@@ -44,6 +44,7 @@ class Parked:
     def __init__(self) -> None:
         self.redriven = False
         self.failures = 0
+        self.copied = False
 
 
 class Consumer(Claimable):
@@ -103,9 +104,11 @@ class Producer:
 
 
 class Checker:
-    def __init__(self, *, always: bool) -> None:
-        """``always``: every frame is synced."""
+    def __init__(self, *, always: bool, protected: str = "") -> None:
+        """``always``: every frame is synced. ``protected``: a consumer."""
         self.always = always
+        self.protected = protected
+        self.first = 0
         self.wrong: list[str] = []
         self.values: list[bytes] = []
         self.copies: list[bytes] = []  # of the other log, which only transactions append to
@@ -124,7 +127,9 @@ class Checker:
         for self.at, entry in enumerate(entries):
             if isinstance(entry, Start):
                 self._start(entry)
-            elif entry.error is None:
+                continue
+            self._trims(entry)
+            if entry.error is None:
                 self._decision(entry)
 
     # --- lives --------------------------------------------------------------------------------
@@ -159,6 +164,34 @@ class Checker:
         # These say nothing of it: they are as durable as the log's policy makes them.
         kept_by_policy = facts.Took | facts.Redriven | facts.Resumed
         return any(self.always or not isinstance(fact, kept_by_policy) for fact in lost.facts)
+
+    # --- trims --------------------------------------------------------------------------------
+
+    def _trims(self, made: Decision) -> None:
+        """Taken out of what was decided: they come with any request, also with one refused."""
+        for fact in made.facts:
+            if isinstance(fact, facts.Trimmed):
+                self._trim(fact)
+        made.facts = [fact for fact in made.facts if not isinstance(fact, facts.Trimmed)]
+
+    def _trim(self, fact: facts.Trimmed) -> None:
+        if not self.first <= fact.first <= len(self.values):
+            self.say(f"{fact}, in a log from {self.first} to {len(self.values)}")
+        for name, offset, copy in fact.copies:
+            self.consumers[name].parked[offset].copied = True
+            if value_of(copy) != self.values[offset]:
+                self.say(f"{name}: the copy of parked record {offset} is of another one")
+        for name, consumer in self.consumers.items():
+            for offset, parked in consumer.parked.items():
+                if self.first <= offset < fact.first and not parked.copied:
+                    self.say(
+                        f"{name}: parked record {offset} lost its place: trimmed to {fact.first}"
+                    )
+        if self.protected:
+            guard = self.consumers.get(self.protected)
+            if fact.first > (guard.committed if guard is not None else 0):
+                self.say(f"trimmed to {fact.first}, past protected {self.protected}")
+        self.first = fact.first
 
     # --- decisions ----------------------------------------------------------------------------
 
@@ -229,6 +262,8 @@ class Checker:
             if claim.token is not None and claim.peer is None:
                 claim.vanish()
             claim.put_down()
+            if not claim.epoch:
+                claim.committed = self.first  # all of them begin at the oldest
         claim.epoch, claim.token, claim.peer = fact.epoch, control.token, made.waiting.peer
         claim.first_right = 0.0
         return claim
@@ -352,8 +387,9 @@ class Checker:
             assert control.pause_after is not None
             if len(consumer.streak) >= control.pause_after:
                 consumer.paused = True
-        if control.verdict == "park":
-            consumer.parked[offset] = Parked()
+        if control.verdict == "park" and (offset >= self.first or offset in consumer.parked):
+            before, consumer.parked[offset] = consumer.parked.get(offset), Parked()
+            consumer.parked[offset].copied = before is not None and before.copied
         else:
             consumer.parked.pop(offset, None)
         if not control.redriven:
@@ -546,9 +582,11 @@ class Checker:
         self, log: state.Log, values: Sequence[bytes | None], copies: Sequence[bytes | None]
     ) -> None:
         """What a last recovery serves is what was granted, no more and no less."""
-        if list(values) != self.values or list(copies) != self.copies:
-            accepted = len(self.values), len(self.copies)
-            self.say(f"{len(values)} and {len(copies)} records are served, of {accepted}")
+        if list(values) != self.values[self.first :] or log.first != self.first:
+            text = f"{len(values)} records are served from {log.first} on, {len(self.values)} were "
+            self.say(f"{text}accepted, and trimmed to {self.first}")
+        if list(copies) != self.copies:
+            self.say(f"{len(copies)} copies are served, of {len(self.copies)}")
         for name, consumer in self.consumers.items():
             cursor = log.cursors.get(name)
             if cursor is None:
@@ -565,6 +603,9 @@ class Checker:
             }
             if parked != known:
                 self.say(f"{name}: parked are {parked}, not {known}")
+            for offset, each in cursor.parked.items():
+                if offset < self.first and value_of(each.copy) != self.values[offset]:
+                    self.say(f"{name}: parked record {offset} is lost")
             found = (cursor.committed, cursor.epoch, cursor.attempts, cursor.paused is not None)
             wanted = (consumer.committed, consumer.epoch, consumer.failures, consumer.paused)
             if found != wanted:
@@ -575,3 +616,10 @@ class Checker:
             entry = log.producers.get(number)
             if entry is None or entry.last != producer.last:
                 self.say(f"producer {number}: {entry}, the last sequence was {producer.last}")
+
+
+def value_of(copy: bytes) -> bytes:
+    """Of a batch of one record."""
+    header = batch.parse_header(copy)
+    [value] = batch.decode(header, copy[batch.HEADER_BYTES :]).values
+    return value

@@ -14,6 +14,7 @@ import msgspec
 
 from rlog.broker import Broker
 from rlog.decisions import DECISIONS, Answer
+from rlog.decisions.watch import Retain
 from rlog_client.errors import RlogError
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class Recorder:
     def closed(self, number: int) -> None:
         """What was decided since stands in frame ``number``."""
         for decision in self._open:
-            decision.frame = number if decision.error is None else 0
+            decision.frame = number if decision.error is None or decision.facts else 0
         self._open = []
 
     def heard(self, client: object, request: int) -> None:
@@ -108,12 +109,17 @@ def recording(recorder: Recorder) -> Iterator[None]:
             try:
                 make: Make | None = decide(desk, waiting, control)
             except RlogError as error:
-                decision.error = error
-                assert len(desk.facts) == before, f"{control} was refused behind its first fact"
+                decision.error, decision.facts = error, desk.facts[before:]
+                # (A trim that was due stands for itself.)
+                others = [fact for fact in decision.facts if not isinstance(fact, facts.Trimmed)]
+                assert not others, f"{control} was refused behind its first fact"
                 raise
             decision.facts = desk.facts[before:]
             if make is None:
-                recorder.undecided()  # it waits, and is decided again
+                if decision.facts:
+                    decision.control = Retain([])  # what it found was trimmed, and stands
+                else:
+                    recorder.undecided()  # it waits, and is decided again
                 return None
             given = make
 

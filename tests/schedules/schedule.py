@@ -24,7 +24,7 @@ from tests.storage.simdisk import Choice, Fill
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from rlog.decisions import Batch
+    from rlog.decisions import Batch, Copying
     from rlog_client.protocol import Control
 
 STEPS = 300
@@ -34,6 +34,12 @@ KINDS = ("unnamed", "named", "named", "exclusive", "both", "both")
 NAMES = ("n", "m")
 HAND_SECONDS = (None, None, 1.0, 4.0)
 AGAIN_SECONDS = 1800.0  # for which a client repeats what was not answered
+
+
+class BootedWorld(World):
+    """Its machine is never booted anew, so it knows for good what the clock should say."""
+
+    boot = "the boot"
 
 
 class Sent(NamedTuple):
@@ -443,7 +449,16 @@ class Plan:
         self.lines: list[Line] = []
         self._payloads = 0
         policy = "always" if seed % 4 else self.rng.choice(("periodic:1s", "never"))
-        self.world = World(policy=policy, pages=PAGES, recorder=self.recorder)
+        self.options: dict[str, Any] = {}
+        if seed % 5 == 2:
+            self.options = {
+                "max_total_bytes": 16 * 1024,
+                "max_file_age": self.rng.choice((None, 3600.0)),
+                "blocking_minimum_retention": self.rng.choice((None, 3.0, 60.0)),
+                "protected": self.rng.choice(((), ("c",))),
+            }
+        self.copying: Copying | None = None
+        self.world = BootedWorld(policy=policy, pages=PAGES, recorder=self.recorder, **self.options)
         self.world.server.create("b", file_roll_size=16 * ROLL)
         mix = self.rng.choice(
             (("unnamed", "unnamed", "named", "named"), ("named", "both", "both"), KINDS)
@@ -458,17 +473,20 @@ class Plan:
 
     def payload(self) -> bytes:
         self._payloads += 1
-        return b"%d:%d" % (self.seed, self._payloads)
+        payload = b"%d:%d" % (self.seed, self._payloads)
+        return payload.ljust(700) if self.options else payload
 
     # --- the steps ----------------------------------------------------------------------------
 
     def run(self, steps: int = STEPS) -> list[str]:
         """What is wrong."""
-        ways = (
+        ways: tuple[tuple[Callable[[], None], float], ...] = (
             (self._act, 30.0), (self._arrive, 30.0), (self._fly, 12.0), (self._land, 12.0),
             (self._pass, 5.0), (self._lose, 2.0), (self._notice, 3.0), (self._stop, 2.0),
             (self._jump, 1.0), (self._restart, 0.7),
         )  # fmt: skip
+        if self.options:
+            ways = (*ways, (self._copy, 10.0), (self._trim, 3.0))
         kinds, weights = [way for way, _ in ways], [weight for _, weight in ways]
         with recording(self.recorder):
             for way in self.rng.choices(kinds, weights, k=steps):
@@ -493,7 +511,8 @@ class Plan:
         return wrong
 
     def check(self) -> list[str]:
-        checker = Checker(always=self.world.policy == "always")
+        protected = "c" if "c" in self.options.get("protected", ()) else ""
+        checker = Checker(always=self.world.policy == "always", protected=protected)
         checker.run(self.recorder.entries)
         checker.compare(self.world.log, self.world.values(), self.world.values("b"))
         self.counts["decisions"] = len(self.recorder.entries)
@@ -539,6 +558,22 @@ class Plan:
     def _land(self) -> None:
         self.world.land()
 
+    def _copy(self) -> None:
+        """Parked records are looked up; or what was found is handed over, some time later."""
+        driver = self.world.server.driver
+        if self.copying is None:
+            self.copying = driver.copying()
+        elif self.rng.random() < 0.5:
+            look, self.copying = self.copying, None
+            look.run()
+            driver.copied(look)
+            self.counts["copied"] += 1
+
+    def _trim(self) -> None:
+        whence = self.rng.choice((model.LATEST, model.last(5), model.last(15)))
+        self.world.ask(self.world.client("trimmer"), protocol.TrimLog(LOG, whence))
+        self.counts["trims by hand"] += 1
+
     def _pass(self) -> None:
         seconds = self.rng.choices((0.3, 1.5, 6.0, 3700.0), (8, 6, 3, 0.4))[0]
         self.world.clock.now += seconds
@@ -572,6 +607,7 @@ class Plan:
         """Clean, killed, or with a power cut; a frame may be under way."""
         how = self.rng.choice(("clean", "killed", "cut", "cut", "torn"))
         self.counts[how] += 1
+        self.copying = None  # it dies with its process
         for line in self.lines:
             line.client.closed = line.client.deaf = True
         self.lines = []

@@ -11,27 +11,19 @@ import pytest
 from rlog import retention
 from rlog_client import batch, errors, model, protocol
 from tests.schedules.world import LOG, TEN_YEARS_NS, Client, World, code
-from tests.storage.server import Server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 KIB = 1024
 TOTAL = 16 * KIB  # the least that a log may hold; a file of it is 4 KiB
-BOOT = "a boot"
 DAY = 86_400.0
 
 
 class BootedWorld(World):
     """A machine that knows its boot: what the clock should be is known across restarts."""
 
-    boot = BOOT
-
-    def _serve(self) -> Server:
-        return Server(
-            self.disk, file_bytes=self.pages * 4096, policy=self.policy, clock=self.clock,
-            boot=self.boot,
-        )  # fmt: skip
+    boot = "a boot"
 
 
 def fill(world: World, count: int, size: int = KIB, client: Client | None = None) -> list[Any]:
@@ -222,6 +214,7 @@ def test_an_option_that_cannot_be_is_refused_and_changes_nothing(options: dict[s
 
 
 def test_the_most_that_options_can_be_fits_into_a_frame_and_into_an_answer() -> None:
+    """In one that is asked for its size, too: with every cursor that is deleted they change."""
     world = World()
     names = [f"{number:03}" + "é" * 126 for number in range(32)]
     answer = alter(world, protected=names, max_total_bytes=TOTAL, sync="bytes:1MiB")
@@ -229,6 +222,13 @@ def test_the_most_that_options_can_be_fits_into_a_frame_and_into_an_answer() -> 
     assert answer.info.options["protected"] == sorted(names)
     world.restart(None)
     assert info(world).options["protected"] == sorted(names)
+    for name in names[:3]:
+        world.claim(member := world.client("member"), consumer=name)
+        world.call(member, protocol.Release(LOG, name))
+    admin = world.client("admin")
+    gone = world.together(*((admin, protocol.DeleteCursor(LOG, name)) for name in names[:3]))
+    assert gone == [protocol.Done()] * 3
+    assert info(world).options["protected"] == sorted(names[3:])
 
 
 # --- protected consumers ------------------------------------------------------------------------
@@ -268,7 +268,7 @@ def test_without_its_cursor_it_protects_from_the_first_offset_and_deleting_it_en
     assert world.cursor().committed == 0
     world.call(c, protocol.Release(LOG, "c"))
     world.call(c, protocol.DeleteCursor(LOG, "c"))
-    alter(world, protected=[])
+    assert info(world).options["protected"] == []
     world.sleep(2)
     assert not kept(world)
 

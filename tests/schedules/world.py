@@ -76,6 +76,8 @@ class Client(Asker):
 class World:
     """A server with one log, ``a``, of id 1."""
 
+    boot = ""  # its machine's id of that; "" if nothing is known
+
     def __init__(
         self,
         records: int = 0,
@@ -97,7 +99,11 @@ class World:
 
     def _serve(self) -> Server:
         server = Server(
-            self.disk, file_bytes=self.pages * PAGE, policy=self.policy, clock=self.clock
+            self.disk,
+            file_bytes=self.pages * PAGE,
+            policy=self.policy,
+            clock=self.clock,
+            boot=self.boot,
         )
         if self.recorder is not None:
             journal = server.driver.journal
