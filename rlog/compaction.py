@@ -230,7 +230,7 @@ class Rewriting:
 
     def _stays(self, offset: int, key: bytes) -> bool:
         # In this order: it is displaced before the index of keys says so.
-        if self._keys.get(key, -1) <= offset or offset in self._displaced:
+        if self._keys.get(key) <= offset or offset in self._displaced:
             return True
         held = offset in self._kept
         self.held += held

@@ -1,7 +1,7 @@
 """Tables: the offsets of each key's latest record, as they are at one end of a log.
 
-The offsets are taken at one moment, on the loop: a copy of 8 bytes a key, and the only thing that
-has to wait there. Sorting and packing them is done in a thread, a little at a time, so that the
+The offsets are taken at one moment, on the loop: a copy of 8 bytes a key, and all that has to be
+done there. Sorting and packing them is done in a thread, a little at a time, so that the
 loop gets the interpreter in between: one call that sorts millions would not let go of it.
 
 A page is a msgpack array of the distances from one offset to the next (the first: from 0), one to
@@ -43,7 +43,7 @@ class Table:
         self.pages: list[bytes] | None = None  # None: being packed
         self._firsts: list[int] = []
 
-    def pack(self, offsets: list[int]) -> None:
+    def pack(self, offsets: array[int]) -> None:
         """Make the pages. For a thread."""
         pages, firsts = [], []
         for page in _paged(_sorted(offsets)):
@@ -63,7 +63,7 @@ class Table:
             yield page[bisect_left(page, begin) : bisect_left(page, end)]
 
 
-def _sorted(offsets: list[int]) -> Iterator[list[int]]:
+def _sorted(offsets: array[int]) -> Iterator[list[int]]:
     """The same in order, many at a time."""
     buckets: dict[int, array[int]] = {}
     low = (1 << _BUCKET_BITS) - 1
@@ -73,7 +73,7 @@ def _sorted(offsets: list[int]) -> Iterator[list[int]]:
                 bucket = buckets[offset >> _BUCKET_BITS] = array("H")
             bucket.append(offset & low)
         time.sleep(0)
-    offsets.clear()
+    del offsets[:]
     for high in sorted(buckets):
         base = high << _BUCKET_BITS
         yield [base + each for each in sorted(buckets.pop(high))]

@@ -52,7 +52,7 @@ def append(desk: Desk, waiting: Waiting, control: protocol.Append) -> Make:
         desk.books.files[log.id].reserve(place, size, log.options.file_roll_size)
     if keys and (displaced := desk.books.displaced.get(log.id)) is not None:
         for key in batches.decode_keys(keys) or ():
-            if key is not None and (older := log.keys.get(key)) is not None:
+            if key is not None and (older := log.keys.get(key)) >= 0:
                 displaced.add(older)
     header = batches.stamp(waiting.produced, log.id, log.end, desk.now_ns)
     applied = desk.fact(facts.Appended(header, keys), log)
@@ -181,7 +181,7 @@ def _check_expectations(log: state.Log, control: protocol.Append, keys: bytes) -
     decoded = batches.decode_keys(keys) if keys else None
     if decoded is None or len(decoded) != 1 or decoded[0] is None:
         raise InvalidRequest("expect_key is for one record with a key")
-    last = log.keys.get(decoded[0], -1)
+    last = log.keys.get(decoded[0])
     if last != control.expect_key:
         text = f"log {log.name!r}: the key's last offset is {last}, not {control.expect_key}"
         raise Conflict(text, end=log.end, key_offset=last)

@@ -37,7 +37,7 @@ def _when_seen(desk: Desk, log: state.Log, end: int, answer: Answer | Look) -> M
 def latest(desk: Desk, waiting: Waiting, control: protocol.GetLatest) -> Make:
     log = desk.log(control.log)
     _check_index(log)
-    offset = log.keys.get(control.key, -1)
+    offset = log.keys.get(control.key)
     return _when_seen(desk, log, offset + 1, Answer(protocol.Latest(offset, log.end)))
 
 
@@ -55,7 +55,7 @@ def table(desk: Desk, waiting: Waiting, control: protocol.GetTable) -> Make:
         return lambda _synced: Answer(head, page)
     _check_index(log)
     # All that was decided, so what the index of keys says is so below this very end.
-    offsets = list(log.keys.values())
+    offsets = log.keys.copy_offsets()
     made = tables.begin(peer, log.id, log.end, len(offsets))
 
     def look() -> Answer:
