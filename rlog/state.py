@@ -28,8 +28,7 @@ if TYPE_CHECKING:
 class Keys:
     """The last offset of each key.
 
-    Two levels, so that all offsets of one moment can be copied at once: millions of values of a
-    dict lie all over the memory, and to touch them takes a hundred times as long.
+    Two levels, so that a thread can go through the offsets a part at a time while others change.
     """
 
     __slots__ = ("_offsets", "_slots")
@@ -54,9 +53,9 @@ class Keys:
         self._offsets[slot] = offset
         return before
 
-    def copy_offsets(self) -> array[int]:
-        """All of them, in no order."""
-        return self._offsets[:]
+    def offsets(self, begin: int, end: int) -> array[int]:
+        """Some of them, in no order; a key keeps its index for as long as this lives."""
+        return self._offsets[begin:end]
 
     def since(self, first: int) -> Keys:
         """Without those whose last offset is below ``first``."""

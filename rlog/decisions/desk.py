@@ -250,6 +250,11 @@ class Books:
         self.first[log] = first
         self.raised.add(log)
 
+    def watches(self, log: int) -> list[set[int]]:
+        """Where it is noted which offsets are a key's latest no more."""
+        found = [table.displaced for table in self.tables.of(log) if table.displaced is not None]
+        return [*found, self.displaced[log]] if log in self.displaced else found
+
     def policy_of(self, log: state.Log) -> Policy:
         return self.policy if log.options.sync is None else parse_policy(log.options.sync)
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import random
+from itertools import accumulate
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
+import msgspec
 import pytest
 
 from rlog import compaction, facts, state
@@ -15,6 +17,7 @@ from rlog.decisions import protected_end
 from rlog.log import Chunk
 from rlog.segment import parse_name, path
 from rlog.subscription import Subscription
+from rlog.tables import Tables
 from rlog_client import batch, protocol
 from rlog_client.batch import HEADER_BYTES, decode, hole, parse_header, thinned
 from rlog_client.errors import InvalidRequest
@@ -452,6 +455,40 @@ def test_a_table_that_is_asked_for_while_a_job_runs_misses_nothing() -> None:
     server.pump()
     assert twins.log.segments[0].generation == 1
     assert set(latest[0].values()) <= set(twins.records("a"))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_table_is_of_one_moment_whatever_is_appended_while_it_is_made(seed: int) -> None:
+    """Appends get in between any two parts of the index that are looked at."""
+    rng = random.Random(seed)
+    end = 0
+
+    def put(displaced: set[int] | None) -> None:
+        nonlocal end
+        key = b"%d" % rng.randrange(60_000)
+        if displaced is not None and (older := keys.get(key)) >= 0:
+            displaced.add(older)
+        keys.put(key, end)
+        end += rng.choice((1, 1, 5, 100_000))
+
+    class Looked(state.Keys):
+        def offsets(self, begin: int, behind: int) -> Any:
+            found = super().offsets(begin, behind)
+            for _ in range(rng.randrange(500)):
+                put(table.displaced)
+            return found
+
+    keys = Looked()
+    for _ in range(rng.randrange(50_000)):
+        put(None)
+    expected = sorted(offset for _, offset in keys.items())
+    table = Tables().begin(None, 1, end)
+    pages = table.pack(keys, len(keys))
+    offsets = [o for page in pages for o in accumulate(msgspec.msgpack.decode(page))]
+    assert offsets == expected
+    begin, behind = sorted((rng.randrange(end + 1), rng.randrange(end + 1)))
+    between = [offset for some in table.between(begin, behind) for offset in some]
+    assert between == [offset for offset in expected if begin <= offset < behind]
 
 
 def test_rewriting_copies_no_more_records_than_were_superseded(
