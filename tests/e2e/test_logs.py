@@ -181,6 +181,7 @@ def test_options_can_be_altered(client: rlog.Client, log: rlog.Log) -> None:
         "sync": "periodic:1s",
         "file_roll_size": 4096,
         "key_index": False,
+        "compact": False,
     }
     assert log.info().options == info.options
     assert log.append_many([b"1"]).level == "written"
@@ -190,6 +191,7 @@ def test_options_can_be_altered(client: rlog.Client, log: rlog.Log) -> None:
         "sync": "always",
         "file_roll_size": 4096,
         "key_index": False,
+        "compact": False,
     }
 
 
