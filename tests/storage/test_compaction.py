@@ -229,6 +229,17 @@ def test_a_file_that_is_lost_or_short_is_still_missed_afterwards() -> None:
         assert before.count(None) >= 2
 
 
+def test_a_segment_that_cannot_be_read_does_not_stand_in_the_way_of_others() -> None:
+    twins = Twins()
+    for _ in range(6):
+        twins.put(b"a", b"b", size=1700)
+    twins.disk.unlink(path(1, 0))
+    twins.server.driver.broker.books.handles.drop(1, 0)
+    assert twins.server.compact() == 2, "the first one was given up"
+    assert [s.generation for s in twins.log.segments] == [0, 1, 0]
+    assert twins.server.failed is None
+
+
 def test_on_a_full_disk_nothing_is_compacted_and_nothing_fails() -> None:
     twins = Twins()
     twins.put(b"a", b"b", size=1700)
@@ -494,7 +505,12 @@ def test_a_table_is_of_one_moment_whatever_is_appended_while_it_is_made(seed: in
 def test_rewriting_copies_no_more_records_than_were_superseded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(compaction, "_take_along", lambda _log, index, _end, _size: index)
+    def alone(log: state.Log, limit: int, free: Any = None) -> compaction.Run | None:
+        """The last of them, which is due, without those that go along."""
+        run = due(log, limit, free)
+        return run and compaction.Run(run.behind - 1, run.behind)
+
+    monkeypatch.setattr(compaction, "due", alone)
     rng = random.Random(3)
     twins = Twins()
     copied = superseded = 0
