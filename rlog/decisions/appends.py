@@ -50,11 +50,6 @@ def append(desk: Desk, waiting: Waiting, control: protocol.Append) -> Make:
     place = log.place(size)
     with refusing(f"an append of {size} bytes to log {log.name!r}"):
         desk.books.files[log.id].reserve(place, size, log.options.file_roll_size)
-    if keys and (watches := desk.books.watches(log.id)):
-        for key in batches.decode_keys(keys) or ():
-            if key is not None and (older := log.keys.get(key)) >= 0:
-                for displaced in watches:
-                    displaced.add(older)
     header = batches.stamp(waiting.produced, log.id, log.end, desk.now_ns)
     applied = desk.fact(facts.Appended(header, keys), log)
     assert applied is not None

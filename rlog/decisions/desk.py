@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias
 import msgspec
 
 from rlog_client import model, protocol
+from rlog_client.batch import decode_keys, parse_header
 from rlog_client.errors import (
     Busy,
     DiskFull,
@@ -386,7 +387,17 @@ class Desk:
             delay = self.delay_seconds
             self.delay_seconds = min(policy.delay_seconds, delay or policy.delay_seconds)
         self.facts.append(fact)
+        if isinstance(fact, facts.Appended) and fact.keys:
+            self._note_displaced(fact)  # before it is: others look at the keys in threads
         return self.state.apply(fact, self.now_ns)
+
+    def _note_displaced(self, fact: facts.Appended) -> None:
+        log = self.state.logs[parse_header(fact.header).log]
+        if watches := self.books.watches(log.id):
+            for key in decode_keys(fact.keys) or ():
+                if key is not None and (older := log.keys.get(key)) >= 0:
+                    for displaced in watches:
+                        displaced.add(older)
 
     def writable(self) -> None:
         if self.books.failed is not None:
