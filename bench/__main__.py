@@ -14,6 +14,7 @@ NAMES: Final = (
     "shared",
     "single",
     "aio",
+    "table",
     "startup",
     "retention",
     "testing_kit",

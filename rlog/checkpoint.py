@@ -25,7 +25,7 @@ from crc32c import crc32c
 from msgspec import Struct
 
 from .files import PAGE, File, Files
-from .state import State
+from .state import State, dec_hook, enc_hook
 
 _HEAD: Final = Layout("<3sBI")
 _CRC: Final = Layout("<I")
@@ -67,8 +67,8 @@ class UnknownFormat(Exception):
     """Made by another version of rlog, and therefore not touched."""
 
 
-_encoder: Final = msgspec.msgpack.Encoder()
-_decoder: Final = msgspec.msgpack.Decoder(Checkpoint)
+_encoder: Final = msgspec.msgpack.Encoder(enc_hook=enc_hook)
+_decoder: Final = msgspec.msgpack.Decoder(Checkpoint, dec_hook=dec_hook)
 
 
 def encode(checkpoint: Checkpoint) -> bytes:

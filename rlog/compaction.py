@@ -59,6 +59,7 @@ AGAIN_SECONDS: Final = 30.0  # after one that could not be done, or not all of i
 SMALL_BYTES: Final = 64 * 1024
 WRITE_BYTES: Final = 256 * 1024
 _COPY_BYTES: Final = 1 << 20
+_NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Run(NamedTuple):
@@ -68,59 +69,52 @@ class Run(NamedTuple):
     behind: int
 
 
-def due(
-    log: state.Log, limit: int, held: Callable[[int], bool] = lambda _index: False
-) -> Run | None:
+def due(log: state.Log, limit: int, free: Callable[[int], int | None] | None = None) -> Run | None:
     """What is to be rewritten next, below the offset ``limit``: of several in a row that are due,
     as many as make one. Pure.
 
-    ``held``: whether a segment, by its index, is to be passed over.
+    ``free``: how many records of a segment, by its index, may go; None: let it be. By default, all
+    that are stale.
     """
+
+    def free_in(index: int) -> int | None:
+        return log.segments[index].stale if free is None else free(index)
 
     def about(index: int) -> int | None:
         """What is to be left of it, in bytes; None: it is not due."""
-        size = _about(log, index, limit)
-        return None if size is None or held(index) else size
+        segment, end = log.segments[index], log.segment_end(index)
+        left = end - segment.base - segment.absent
+        if end > limit or (goes := free_in(index)) is None or not 0 < left <= 2 * goes:
+            return None
+        return segment.bytes * max(0, left - goes) // left
 
+    roll = log.options.file_roll_size
     last = len(log.segments) - 1  # it is being written
-    for index in range(last):
-        if (size := about(index)) is None:
+    for first in range(last):
+        if (size := about(first)) is None:
             continue
-        behind = index + 1
-        base = log.segments[index].base
+        behind, base = first + 1, log.segments[first].base
         while (
             behind < last
             and (more := about(behind)) is not None
-            and size + more <= log.options.file_roll_size
+            and size + more <= roll
             and log.segment_end(behind) - base <= COUNT_MAX
         ):
             size += more
             behind += 1
-        return Run(_take_along(log, index, log.segment_end(behind - 1), size), behind)
-    return None
-
-
-def _about(log: state.Log, index: int, limit: int) -> int | None:
-    segment, end = log.segments[index], log.segment_end(index)
-    left = end - segment.base - segment.absent
-    if end <= limit and 0 < left <= 2 * segment.stale:
-        return segment.bytes * max(0, left - segment.stale) // left
-    return None
-
-
-def _take_along(log: state.Log, index: int, end: int, size: int) -> int:
-    """The first of the small segments before ``index``, which is to be about ``size`` bytes."""
-    while index > 0:
-        before = log.segments[index - 1]
-        if (
-            before.bytes > max(size, SMALL_BYTES)
-            or size + before.bytes > log.options.file_roll_size
-            or end - before.base > COUNT_MAX
+        # Small ones before it go along.
+        end = log.segment_end(behind - 1)
+        while (
+            first > 0
+            and (before := log.segments[first - 1]).bytes <= max(size, SMALL_BYTES)
+            and size + before.bytes <= roll
+            and end - before.base <= COUNT_MAX
+            and free_in(first - 1) is not None
         ):
-            break
-        size += before.bytes
-        index -= 1
-    return index
+            size += before.bytes
+            first -= 1
+        return Run(first, behind)
+    return None
 
 
 class Rewriting:
@@ -140,6 +134,7 @@ class Rewriting:
         self.bytes = 0
         self.absent = 0
         self.failure: OSError | None = None
+        self.reading = self.sources[0]
         self._files = books.files[log.id]
         self._extents = [
             Extent(log.id, each.base, log.segment_end(index), each.bytes, each.generation)
@@ -179,8 +174,8 @@ class Rewriting:
                 self._kept.update(offsets)
                 yield
         for extent in self._extents:
-            file = self._files.file(extent)
-            at = 0
+            self.reading = extent.base, extent.generation
+            file, at = self._files.file(extent), 0
             for found in walk(file.read, extent):
                 if isinstance(found, Damage):
                     continue
@@ -230,7 +225,7 @@ class Rewriting:
 
     def _stays(self, offset: int, key: bytes) -> bool:
         # In this order: it is displaced before the index of keys says so.
-        if self._keys.get(key, -1) <= offset or offset in self._displaced:
+        if self._keys.get(key) <= offset or offset in self._displaced:
             return True
         held = offset in self._kept
         self.held += held
@@ -281,7 +276,8 @@ class Compactor(Nobody):
         self._written = False  # the job is, and waits for what it asked for
         self._took = 0.0
         self._next_at = 0.0  # of the next slice, or the next look
-        self._not_before: dict[tuple[int, int, int], float] = {}  # of segments in which some held
+        # Of segments in which some were held, or that could not be read.
+        self._not_before: dict[tuple[int, int, int], float] = {}
 
     def due(self) -> bool:
         """Whether ``work`` has something to do; to be asked between flights."""
@@ -307,22 +303,21 @@ class Compactor(Nobody):
             limit = min(books.synced_end[log.id], books.visible[log.id].base, protected_end(log))
             if not books.tables.whole(log.id):
                 continue
-            run = due(log, limit, partial(self._is_held, log))
+            run = due(log, limit, partial(self._free, log))
             if run is not None:
                 try:
                     return Rewriting(books, log, run)
                 except OSError as error:
                     self._complain(log.name, error)
+                    self._rest(AGAIN_SECONDS)
                     break
         return None
 
-    def _is_held(self, log: state.Log, index: int) -> bool:
-        """It was looked at lately, or has little but what consumers have in use."""
+    def _free(self, log: state.Log, index: int) -> int | None:
         segment, end = log.segments[index], log.segment_end(index)
         if (log.id, segment.base, segment.generation) in self._not_before:
-            return True
-        free = segment.stale - len(in_use(log, segment.base, end))
-        return 2 * free < end - segment.base - segment.absent
+            return None
+        return segment.stale - len(in_use(log, segment.base, end))
 
     def work(self) -> bool:
         """A slice, which may run beside the work. Raises OSError: a sync failed."""
@@ -347,6 +342,8 @@ class Compactor(Nobody):
         if job.failure is not None:
             job.remove()
             self._complain(job.name, job.failure)
+            self._not_before[job.log, *job.reading] = self._clock() + AGAIN_SECONDS
+            self._rest(AGAIN_SECONDS if job.failure.errno in _NO_SPACE else LOOK_SECONDS)
             return None
         self._written = True
         # A later record takes the place of what is absent now only when it is durable.
@@ -389,7 +386,9 @@ class Compactor(Nobody):
         self._job, self._written = None, False
         self._next_at = self._clock() + seconds
 
-    def _complain(self, name: str, error: OSError) -> None:
-        self._rest(AGAIN_SECONDS)
-        what = "no space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error)
-        logger.warning("log %s cannot be compacted now: %s", name, what)
+    @staticmethod
+    def _complain(name: str, error: OSError) -> None:
+        what = "no space" if error.errno in _NO_SPACE else str(error)
+        # (A file that is not there was trimmed, or its readers are told.)
+        level = logging.DEBUG if error.errno == errno.ENOENT else logging.WARNING
+        logger.log(level, "log %s cannot be compacted now: %s", name, what)

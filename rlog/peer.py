@@ -337,7 +337,10 @@ class Peer(ABC):
             self._resolved(message, log, found)
         elif log.id in self._books.visible and extent.base < log.first:
             self._resolved(message, log, log.first)  # trimmed meanwhile
-        elif log.id in self._books.visible and self._books.extent(log, extent.base) != extent:
+        elif (
+            log.id in self._books.visible
+            and self._books.extent(log, extent.base).generation != extent.generation
+        ):
             # Compacted meanwhile: its file is another.
             self._leave(message.request)
             self._resolve_time(message, _time_in(message.control) or model.OLDEST)

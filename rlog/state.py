@@ -7,8 +7,10 @@ Sockets, credit, records in hand and deadlines are not state: they die with the 
 
 from __future__ import annotations
 
+import sys
+from array import array
 from bisect import bisect_left, bisect_right, insort
-from typing import Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -20,7 +22,88 @@ from . import facts
 from .segment import Place
 from .shared import Failure, Member, Shared, holds, pairs
 
-Key: TypeAlias = bytes  # (in Log, `bytes` is a property)
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class Keys:
+    """The last offset of each key.
+
+    Two levels, so that a thread can go through the offsets a part at a time while others change.
+    """
+
+    __slots__ = ("_offsets", "_slots")
+
+    def __init__(self) -> None:
+        self._slots: dict[bytes, int] = {}  # key -> index in _offsets
+        self._offsets = array("Q")
+
+    def get(self, key: bytes, default: int = -1) -> int:
+        slot = self._slots.get(key)
+        return default if slot is None else self._offsets[slot]
+
+    def put(self, key: bytes, offset: int) -> int:
+        """-> the offset that it had, -1 for none."""
+        slot = self._slots.get(key)
+        if slot is None:
+            # In this order: a thread that compacts may be looking.
+            self._offsets.append(offset)
+            self._slots[key] = len(self._offsets) - 1
+            return -1
+        before = self._offsets[slot]
+        self._offsets[slot] = offset
+        return before
+
+    def offsets(self, begin: int, end: int) -> array[int]:
+        """Some of them, in no order; a key keeps its index for as long as this lives."""
+        return self._offsets[begin:end]
+
+    def since(self, first: int) -> Keys:
+        """Without those whose last offset is below ``first``."""
+        new, offsets = Keys(), self._offsets
+        for key, slot in self._slots.items():
+            if offsets[slot] >= first:
+                new.put(key, offsets[slot])
+        return new
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Keys) and dict(self.items()) == dict(other.items())
+
+    __hash__ = None  # type: ignore[assignment]  # it changes
+
+    def items(self) -> Iterator[tuple[bytes, int]]:
+        return ((key, self._offsets[slot]) for key, slot in self._slots.items())
+
+    def to_wire(self) -> tuple[dict[bytes, int], bytes]:
+        """The slots, and the offsets as little-endian numbers of 64 bits."""
+        offsets = self._offsets
+        if sys.byteorder == "big":
+            offsets = offsets[:]
+            offsets.byteswap()
+        return self._slots, offsets.tobytes()
+
+    @classmethod
+    def from_wire(cls, wire: object) -> Keys:
+        """Raises ValueError."""
+        keys = cls()
+        if isinstance(wire, dict):  # as it was written once: the offsets themselves
+            keys._slots = {key: slot for slot, key in enumerate(wire)}
+            keys._offsets.extend(wire.values())
+            return keys
+        match wire:
+            case [dict(slots), bytes(raw)]:
+                keys._slots = slots
+                keys._offsets.frombytes(raw)
+            case _:
+                raise ValueError("no index of keys")
+        if sys.byteorder == "big":
+            keys._offsets.byteswap()
+        if max(slots.values(), default=-1) + 1 != len(slots) or len(slots) != len(keys._offsets):
+            raise ValueError("an index of keys whose slots do not fit")
+        return keys
 
 
 class Segment(Struct, array_like=True):
@@ -319,7 +402,7 @@ class Log(Struct, array_like=True):
     cursors: dict[str, Cursor] = {}
     producers: dict[int, Producer] = {}
     owner: Owner = msgspec.field(default_factory=Owner)
-    keys: dict[Key, int] = {}  # the last offset of each key, of a log with a key index
+    keys: Keys = msgspec.field(default_factory=Keys)  # of a log with a key index
     begun_ns: int = 0
 
     @property
@@ -578,10 +661,8 @@ class State(Struct, array_like=True):
         if keys:
             # In order, so that of a key's records the last one counts.
             for offset, key in enumerate(decode_keys(keys) or (), header.base):
-                if key is not None:
-                    if (older := log.keys.get(key)) is not None:
-                        log.supersede(older)
-                    log.keys[key] = offset
+                if key is not None and (older := log.keys.put(key, offset)) >= 0:
+                    log.supersede(older)
         return Append(raw, header, place)
 
     def _trim(self, log: Log, first: int) -> None:
@@ -592,7 +673,7 @@ class State(Struct, array_like=True):
         log.segments = log.segments[keep:]
         log.first = first
         if log.keys:
-            log.keys = {key: offset for key, offset in log.keys.items() if offset >= first}
+            log.keys = log.keys.since(first)
 
     def _date(self, time_ns: int) -> None:
         """What was appended under doubt was appended by now: its own times may be off by years, to
@@ -725,8 +806,19 @@ def _settle_shared(cursor: Cursor, shared: Shared, fact: VerdictFact, time_ns: i
             raise AssertionError("not of a shared consumer")
 
 
-_encoder: Final = msgspec.msgpack.Encoder()
-_decoder: Final = msgspec.msgpack.Decoder(State)
+def enc_hook(value: object) -> object:
+    """What msgspec does not know, for it to encode."""
+    assert isinstance(value, Keys)
+    return value.to_wire()
+
+
+def dec_hook(kind: type, wire: object) -> object:
+    assert kind is Keys
+    return Keys.from_wire(wire)
+
+
+_encoder: Final = msgspec.msgpack.Encoder(enc_hook=enc_hook)
+_decoder: Final = msgspec.msgpack.Decoder(State, dec_hook=dec_hook)
 
 
 def dump(state: State) -> bytes:

@@ -1,8 +1,9 @@
 """Tables: the offsets of each key's latest record, as they are at one end of a log.
 
-The offsets are taken at one moment, on the loop: a copy of 8 bytes a key, and the only thing that
-has to wait there. Sorting and packing them is done in a thread, a little at a time, so that the
-loop gets the interpreter in between: one call that sorts millions would not let go of it.
+Nothing is copied on the loop. The index of keys is gone through in a thread, a part at a time,
+while appends go on changing it; which offsets they displace meanwhile is noted (``displaced``). A
+key's latest record at the end ``E`` is the one that the index has, if that is below ``E``; else it
+is the one that was displaced first: the only offset below ``E`` that the key gave up since.
 
 A page is a msgpack array of the distances from one offset to the next (the first: from 0), one to
 five bytes a key. The server keeps the pages of a table for as long as somebody reads it: what is in
@@ -21,37 +22,57 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
+
+    from .state import Keys
 
 PAGE_KEYS: Final = 1 << 16
 TABLES_MAX: Final = 16  # of a server; the oldest is given up for one more
 _BUCKET_BITS: Final = 14  # offsets that are alike but for these are sorted together
+_LOW: Final = (1 << _BUCKET_BITS) - 1
 _AT_ONCE: Final = 2048
 _encode: Final = msgspec.msgpack.Encoder().encode
 _decoder: Final = msgspec.msgpack.Decoder(list[int])
 
 
 class Table:
-    """One of them: ``end`` and ``count`` of the offsets below it; ``owner``: who reads it."""
+    """One of them, at ``end``; ``owner``: who reads it.
 
-    def __init__(self, number: int, owner: object, log: int, end: int, count: int) -> None:
+    ``displaced``: what appends since displaced, until the pages are made.
+    """
+
+    def __init__(self, number: int, owner: object, log: int, end: int) -> None:
         self.number = number
         self.owner = owner
         self.log = log
         self.end = end
-        self.count = count
+        self.displaced: set[int] | None = set()
         self.pages: list[bytes] | None = None  # None: being packed
         self._firsts: list[int] = []
 
-    def pack(self, offsets: list[int]) -> None:
-        """Make the pages. For a thread."""
-        pages, firsts = [], []
-        for page in _paged(_sorted(offsets)):
-            firsts.append(page[0])
+    def pack(self, keys: Keys, count: int) -> list[bytes]:
+        """Make the pages; ``count``: how many keys there were at the end. For a thread."""
+        buckets: dict[int, array[int]] = {}
+        for begin in range(0, count, _AT_ONCE):
+            self._sort_in(keys.offsets(begin, min(begin + _AT_ONCE, count)), buckets)
+            time.sleep(0)  # whoever waits for the interpreter has it first
+        # Behind the others: what one of those had displaced before it was looked at is in here.
+        self._sort_in(list(self.displaced or ()), buckets)
+        self.displaced = None
+        pages = []
+        for page in _paged(buckets):
+            self._firsts.append(page[0])
             pages.append(_encode(list(map(sub, page, [0, *page]))))
             time.sleep(0)
-        self._firsts = firsts
         self.pages = pages
+        return pages
+
+    def _sort_in(self, offsets: Iterable[int], buckets: dict[int, array[int]]) -> None:
+        for offset in offsets:
+            if offset < self.end:
+                if (bucket := buckets.get(offset >> _BUCKET_BITS)) is None:
+                    bucket = buckets[offset >> _BUCKET_BITS] = array("H")
+                bucket.append(offset & _LOW)
 
     def between(self, begin: int, end: int) -> Iterator[list[int]]:
         """Its offsets from ``begin`` up to ``end``, a page at a time."""
@@ -63,26 +84,12 @@ class Table:
             yield page[bisect_left(page, begin) : bisect_left(page, end)]
 
 
-def _sorted(offsets: list[int]) -> Iterator[list[int]]:
-    """The same in order, many at a time."""
-    buckets: dict[int, array[int]] = {}
-    low = (1 << _BUCKET_BITS) - 1
-    for begin in range(0, len(offsets), _AT_ONCE):
-        for offset in offsets[begin : begin + _AT_ONCE]:
-            if (bucket := buckets.get(offset >> _BUCKET_BITS)) is None:
-                bucket = buckets[offset >> _BUCKET_BITS] = array("H")
-            bucket.append(offset & low)
-        time.sleep(0)
-    offsets.clear()
+def _paged(buckets: dict[int, array[int]]) -> Iterator[list[int]]:
+    page: list[int] = []
     for high in sorted(buckets):
         base = high << _BUCKET_BITS
-        yield [base + each for each in sorted(buckets.pop(high))]
-
-
-def _paged(runs: Iterator[list[int]]) -> Iterator[list[int]]:
-    page: list[int] = []
-    for run in runs:
-        page += run
+        # (Once: one may have been displaced just after it was looked at.)
+        page += [base + low for low in sorted(set(buckets.pop(high)))]
         if len(page) >= PAGE_KEYS:
             yield page
             page = []
@@ -97,9 +104,9 @@ class Tables:
         self._tables: dict[int, Table] = {}
         self._last = 0
 
-    def begin(self, owner: object, log: int, end: int, count: int) -> Table:
+    def begin(self, owner: object, log: int, end: int) -> Table:
         self._last += 1
-        table = self._tables[self._last] = Table(self._last, owner, log, end, count)
+        table = self._tables[self._last] = Table(self._last, owner, log, end)
         while len(self._tables) > TABLES_MAX:
             del self._tables[next(iter(self._tables))]
         return table

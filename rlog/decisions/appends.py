@@ -77,10 +77,6 @@ def put(desk: Desk, log: state.Log, place: Place, batch: Batch, keys: bytes) -> 
 
     ``keys``: the keys column, if the log has an index of keys.
     """
-    if keys and (displaced := desk.books.displaced.get(log.id)) is not None:
-        for key in batches.decode_keys(keys) or ():
-            if key is not None and (older := log.keys.get(key)) is not None:
-                displaced.add(older)
     header = batches.stamp(batch.produced, log.id, log.end, desk.now_ns)
     applied = desk.fact(facts.Appended(header, keys), log)
     assert applied is not None

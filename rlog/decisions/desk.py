@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias, T
 import msgspec
 
 from rlog_client import model, protocol
+from rlog_client.batch import decode_keys, parse_header
 from rlog_client.errors import (
     Busy,
     DiskFull,
@@ -315,6 +316,11 @@ class Books:
         self.first[log] = first
         self.raised.add(log)
 
+    def watches(self, log: int) -> list[set[int]]:
+        """Where it is noted which offsets are a key's latest no more."""
+        found = [table.displaced for table in self.tables.of(log) if table.displaced is not None]
+        return [*found, self.displaced[log]] if log in self.displaced else found
+
     def policy_of(self, log: state.Log) -> Policy:
         return self.policy if log.options.sync is None else parse_policy(log.options.sync)
 
@@ -477,7 +483,17 @@ class Desk:
         self.facts.append(fact)
         if self.books.watch.blocked and isinstance(fact, _MAKES_ROOM):
             self.effects.append(lambda: self.books.call_blocked(fact.log))
+        if isinstance(fact, facts.Appended) and fact.keys:
+            self._note_displaced(fact)  # before it is: others look at the keys in threads
         return self.state.apply(fact, self.now_ns)
+
+    def _note_displaced(self, fact: facts.Appended) -> None:
+        log = self.state.logs[parse_header(fact.header).log]
+        if watches := self.books.watches(log.id):
+            for key in decode_keys(fact.keys) or ():
+                if key is not None and (older := log.keys.get(key)) >= 0:
+                    for displaced in watches:
+                        displaced.add(older)
 
     def writable(self) -> None:
         if self.books.failed is not None:

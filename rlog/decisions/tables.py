@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rlog_client import protocol
-from rlog_client.errors import InvalidRequest, NotFound
+from rlog_client.errors import InvalidRequest, NotFound, Overloaded
 
 from .desk import Answer, Seen
 
@@ -37,7 +37,7 @@ def _when_seen(desk: Desk, log: state.Log, end: int, answer: Answer | Look) -> M
 def latest(desk: Desk, waiting: Waiting, control: protocol.GetLatest) -> Make:
     log = desk.log(control.log)
     _check_index(log)
-    offset = log.keys.get(control.key, -1)
+    offset = log.keys.get(control.key)
     return _when_seen(desk, log, offset + 1, Answer(protocol.Latest(offset, log.end)))
 
 
@@ -55,13 +55,16 @@ def table(desk: Desk, waiting: Waiting, control: protocol.GetTable) -> Make:
         return lambda _synced: Answer(head, page)
     _check_index(log)
     # All that was decided, so what the index of keys says is so below this very end.
-    offsets = list(log.keys.values())
-    made = tables.begin(peer, log.id, log.end, len(offsets))
+    keys, count, end = log.keys, len(log.keys), log.end
+    made = tables.begin(peer, log.id, end)
 
     def look() -> Answer:
-        made.pack(offsets)
-        pages = made.pages or []
-        return Answer(_head(made.number, made.end, pages), pages[0] if pages else b"")
+        pages = made.pack(keys, count)
+        if tables.get(peer, log.id, made.number) is None:
+            # What was displaced since is not noted any more.
+            error = Overloaded("too many tables are read at once")
+            return Answer(protocol.error_control(error))
+        return Answer(_head(made.number, end, pages), pages[0] if pages else b"")
 
     return _when_seen(desk, log, log.end, look)
 

@@ -190,6 +190,7 @@ def test_options_can_be_altered(client: rlog.Client, log: rlog.Log) -> None:
         "file_roll_size": 4096,
         "key_index": False,
         **KEEPS_ALL,
+        "compact": False,
     }
     assert log.info().options == info.options
     assert log.append_many([b"1"]).level == "written"
@@ -200,6 +201,7 @@ def test_options_can_be_altered(client: rlog.Client, log: rlog.Log) -> None:
         "file_roll_size": 4096,
         "key_index": False,
         **KEEPS_ALL,
+        "compact": False,
     }
 
 

@@ -117,6 +117,7 @@ def test_a_slow_reader_meets_no_gap_and_misses_no_latest_record(
         while absent(keyed) < 5000 or last < 20_000:
             for record in reader.poll(50, timeout=1.0):
                 assert record.offset > last
+                eventually(lambda: len(writer.made) > record.offset, "it is told")  # noqa: B023
                 assert writer.made[record.offset] == record.key
                 seen[record.key], last = record.offset, record.offset
             time.sleep(0.001)

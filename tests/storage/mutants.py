@@ -486,8 +486,8 @@ MUTANTS = (
         (
             Edit(
                 "rlog.compaction:Rewriting._stays",
-                "self._keys.get(key, -1) <= offset",
-                "self._keys.get(key, -1) < offset",
+                "self._keys.get(key) <= offset",
+                "self._keys.get(key) < offset",
             ),
         ),
         "compacting",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import random
+from itertools import accumulate
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
+import msgspec
 import pytest
 
 from rlog import compaction, facts, state
@@ -15,6 +17,7 @@ from rlog.decisions import protected_end
 from rlog.log import Chunk
 from rlog.segment import parse_name, path
 from rlog.subscription import Subscription
+from rlog.tables import Tables
 from rlog_client import batch, protocol
 from rlog_client.batch import HEADER_BYTES, decode, hole, parse_header, thinned
 from rlog_client.errors import InvalidRequest
@@ -78,7 +81,7 @@ class Twins:
         assert ours.keys() <= theirs.keys()
         latest = {key: at for key, at in self.latest("b").items() if at >= first}
         assert self.latest("a") == latest
-        assert self.log.keys == latest
+        assert dict(self.log.keys.items()) == latest
         books = self.server.driver.broker.books
         named = {path(*each) for each in books.state.segments()}
         there = {name for name in self.disk.paths() if name.startswith("logs/")}
@@ -224,6 +227,17 @@ def test_a_file_that_is_lost_or_short_is_still_missed_afterwards() -> None:
         after = twins.server.view().logs["a"].records
         assert [r is None for r in before] == [r is None for r in after]
         assert before.count(None) >= 2
+
+
+def test_a_segment_that_cannot_be_read_does_not_stand_in_the_way_of_others() -> None:
+    twins = Twins()
+    for _ in range(6):
+        twins.put(b"a", b"b", size=1700)
+    twins.disk.unlink(path(1, 0))
+    twins.server.driver.broker.books.handles.drop(1, 0)
+    assert twins.server.compact() == 2, "the first one was given up"
+    assert [s.generation for s in twins.log.segments] == [0, 1, 0]
+    assert twins.server.failed is None
 
 
 def test_on_a_full_disk_nothing_is_compacted_and_nothing_fails() -> None:
@@ -441,7 +455,7 @@ def test_a_table_that_is_asked_for_while_a_job_runs_misses_nothing() -> None:
     latest: list[dict[bytes, int]] = []
 
     def table() -> None:
-        latest.append(dict(twins.log.keys))
+        latest.append(dict(twins.log.keys.items()))
         assert isinstance(server.call(protocol.GetTable(1)), protocol.TablePage)
         twins.put(b"b", b"a", b"c", b"d", size=900)  # all of it is superseded at once
 
@@ -457,10 +471,49 @@ def test_a_table_that_is_asked_for_while_a_job_runs_misses_nothing() -> None:
     assert set(latest[0].values()) <= set(twins.records("a"))
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_a_table_is_of_one_moment_whatever_is_appended_while_it_is_made(seed: int) -> None:
+    """Appends get in between any two parts of the index that are looked at."""
+    rng = random.Random(seed)
+    end = 0
+
+    def put(displaced: set[int] | None) -> None:
+        nonlocal end
+        key = b"%d" % rng.randrange(60_000)
+        if displaced is not None and (older := keys.get(key)) >= 0:
+            displaced.add(older)
+        keys.put(key, end)
+        end += rng.choice((1, 1, 5, 100_000))
+
+    class Looked(state.Keys):
+        def offsets(self, begin: int, behind: int) -> Any:
+            found = super().offsets(begin, behind)
+            for _ in range(rng.randrange(500)):
+                put(table.displaced)
+            return found
+
+    keys = Looked()
+    for _ in range(rng.randrange(50_000)):
+        put(None)
+    expected = sorted(offset for _, offset in keys.items())
+    table = Tables().begin(None, 1, end)
+    pages = table.pack(keys, len(keys))
+    offsets = [o for page in pages for o in accumulate(msgspec.msgpack.decode(page))]
+    assert offsets == expected
+    begin, behind = sorted((rng.randrange(end + 1), rng.randrange(end + 1)))
+    between = [offset for some in table.between(begin, behind) for offset in some]
+    assert between == [offset for offset in expected if begin <= offset < behind]
+
+
 def test_rewriting_copies_no_more_records_than_were_superseded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(compaction, "_take_along", lambda _log, index, _end, _size: index)
+    def alone(log: state.Log, limit: int, free: Any = None) -> compaction.Run | None:
+        """The last of them, which is due, without those that go along."""
+        run = due(log, limit, free)
+        return run and compaction.Run(run.behind - 1, run.behind)
+
+    monkeypatch.setattr(compaction, "due", alone)
     rng = random.Random(3)
     twins = Twins()
     copied = superseded = 0
