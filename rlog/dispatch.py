@@ -461,10 +461,13 @@ class Dispatch:
         """Why nothing new is given out, if so."""
         assert self.cursor.shared is not None
         shared, floor = self.cursor.shared, self.cursor.committed
-        if len(shared.settled) // 2 >= RANGES_MAX:
-            return f"{RANGES_MAX} ranges are settled above {floor}, which is not"
-        if len(shared.failed) >= FAILED_MAX:
-            return f"{FAILED_MAX} records have failed and are not settled"
+        if self._room() <= 0:
+            # (Together, because each record in hand may come to be one of either.)
+            ranges, failed, out = len(shared.settled) // 2, len(shared.failed), len(self._holder)
+            return (
+                f"{ranges} ranges are settled above {floor}, which is not, {failed} records have "
+                f"failed, and {out} are in hand: the limit is {RANGES_MAX}"
+            )
         if self._runs + len(self._ready) >= PENDING_MAX:
             return f"{PENDING_MAX} runs of records wait, from {floor} on, most behind their keys"
         return None

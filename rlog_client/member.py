@@ -64,7 +64,7 @@ class _Batch(NamedTuple):
 
 
 class _Sent(NamedTuple):
-    """What is in flight: the offsets that it settles, and the call."""
+    """What is in flight: the offsets that it settles or gives back, and the call."""
 
     offsets: tuple[int, ...]
     call: Call[Committed] | Call[Judged]
@@ -118,6 +118,7 @@ class MemberSteps(ConsumerSteps):
         self._out: dict[int, None] = {}  # handed out, and not settled
         self._finished: list[int] = []  # settled, and the server not told yet
         self._losses: list[tuple[int, int]] = []  # ranges that nobody can have
+        self._refused: set[int] = set()  # what was said of them was: they are to be given back
         self._begins: set[int] = set()  # in hand, as the server was told last
         self._batches: dict[int, _Batch] = {}
         self._bases: list[int] = []  # of them, sorted
@@ -187,7 +188,7 @@ class MemberSteps(ConsumerSteps):
         # What is answered, and only not reaped yet, is not said again: nothing would end it.
         waiting = (sent for sent in self._flight if not sent.call.done)
         told = (offset for sent in waiting for offset in sent.offsets)
-        return sorted({*self._out, *self._finished, *told})
+        return sorted({*self._out, *self._finished, *self._refused, *told})
 
     def _came_back(self, claimed: Claimed) -> None:
         if not self._claimed:
@@ -199,6 +200,7 @@ class MemberSteps(ConsumerSteps):
         self._begins &= kept
         self._finished = [offset for offset in self._finished if offset in kept]
         self._losses = []
+        self._refused &= kept
         for offset in lost:
             del self._out[offset]
         if lost:
@@ -211,6 +213,7 @@ class MemberSteps(ConsumerSteps):
         self._acknowledged = committed
         self._out.clear()
         self._finished.clear()
+        self._refused.clear()
         self._begins.clear()
 
     def _note(self, claimed: Claimed) -> None:
@@ -236,10 +239,12 @@ class MemberSteps(ConsumerSteps):
             self._send_settle(self._verdict_on(record, "commit"))
         else:
             self._out.pop(record.offset, None)
+            self._refused.discard(record.offset)
             self._finished.append(record.offset)
 
     def _send_settle(self, settle: Settle) -> None:
         self._out.pop(settle.offset, None)
+        self._refused.discard(settle.offset)
         self._begins.discard(settle.offset)
         call = self._transport.request(settle, Judged)
         self._flight.append(_Sent((settle.offset,), call))
@@ -252,8 +257,9 @@ class MemberSteps(ConsumerSteps):
         """
         settled, passed = sorted(set(self._finished)), self._losses
         self._begins = (set(begins) if begins is not None else self._begins).difference(settled)
-        given_back = list(back)
+        given_back = [*back, *self._refused]
         self._finished, self._losses = [], []
+        self._refused.clear()
         while True:
             # (More than fits into one request is rare: then what is begun goes with each.)
             some, settled = settled[: OFFSETS_MAX // 4], settled[OFFSETS_MAX // 4 :]
@@ -268,7 +274,8 @@ class MemberSteps(ConsumerSteps):
                 back=some_back,
                 anew=anew,
             )
-            self._flight.append(_Sent(tuple(some), self._transport.request(commit, Committed)))
+            call = self._transport.request(commit, Committed)
+            self._flight.append(_Sent((*some, *some_back), call))
             if not (settled or passed or given_back):
                 return
 
@@ -276,7 +283,8 @@ class MemberSteps(ConsumerSteps):
         """Nothing is in hand any more. What was begun and is not settled, or not handed out, goes
         back.
         """
-        if self._claimed and (self._begins or self._finished or self._losses or self._ready):
+        said = self._begins or self._finished or self._losses or self._refused
+        if self._claimed and (said or self._ready):
             begun = [offset for offset in self._begins if offset in self._out]
             back = [*begun, *(record.offset for record in self._ready)]
             self._ready.clear()
@@ -293,6 +301,10 @@ class MemberSteps(ConsumerSteps):
                 if not self._forgiving:
                     raise
                 self._forgive(offsets, error)
+            except RlogError:
+                # As on a full disk. They are this member's still, and it is done with them.
+                self._refused.update(offsets)
+                raise
             else:
                 if isinstance(answer, Judged):
                     self._paused = answer.paused

@@ -340,8 +340,18 @@ class MemberProcess(Process):
         if self._hands is not None and self._running:
             yield from self._end_handlers(self._hands)
         source = self._source
-        source._put_down()
-        yield from source._await_sent(0)
+        failure: RlogError | None = None
+        for _ in range(2):
+            # All of it is answered before this is left, also behind a verdict that was refused; and
+            # what was refused is given back.
+            source._put_down()
+            while source._flight:
+                try:
+                    yield from source._await_sent(0)
+                except RlogError as error:
+                    failure = failure or error
+        if failure is not None:
+            raise failure
 
     def _end_handlers(self, hands: Hands) -> Steps[None]:
         """What they had in hand goes to others only when they have ended."""

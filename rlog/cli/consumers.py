@@ -31,14 +31,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
-    from rlog_client import CursorInfo, Parked, ProducerInfo
+    from rlog_client import CursorInfo, Member, Parked, ProducerInfo
 
     from .output import Output, Row
     from .whence import Place
 
 
-def _cursor_row(info: CursorInfo) -> Row:
-    member = info.members[0] if info.members else None
+def _cursor_row(info: CursorInfo, out: Output) -> Row:
+    """Of several members, the one that has had something in hand for longest is shown."""
+    member = min(info.members, key=_in_hand_since, default=None)
+    told = out.form in ("json", "jsonl")
     return {
         "log": info.log,
         "id": info.id,
@@ -50,8 +52,23 @@ def _cursor_row(info: CursorInfo) -> Row:
         "held_since_ns": member and member.since_ns,
         "in_hand": member and member.in_hand,
         "in_hand_since_ns": member and member.in_hand_since_ns,
+        "members": [_member_row(each) for each in info.members] if told else len(info.members),
         "parked": info.parked,
         "paused": info.paused,
+        "held_back": info.held_back,
+    }
+
+
+def _in_hand_since(member: Member) -> int:
+    return OFFSET_MAX if member.in_hand_since_ns is None else member.in_hand_since_ns
+
+
+def _member_row(member: Member) -> Row:
+    return {
+        "name": member.name,
+        "held_since_ns": member.since_ns,
+        "in_hand": member.in_hand,
+        "in_hand_since_ns": member.in_hand_since_ns,
     }
 
 
@@ -131,20 +148,26 @@ consumers = Group("consumers", no_args_is_help=True, help="See, move, mend and r
 def consumers_ls(settings: Settings, log: str | None, fail_empty: bool) -> int:
     with settings.client() as client:
         names = [log] if log is not None else [info.name for info in client.logs()]
-        rows = (_cursor_row(c) for name in names for c in client.log(name).cursors())
+        rows = (_cursor_row(c, settings.out) for name in names for c in client.log(name).cursors())
         count = settings.out.rows(rows, _LISTED)
     return Exit.EMPTY if fail_empty and not count else Exit.OK
 
 
 @consumers.command(
-    "describe", help="One consumer: where it stands, who holds it, and what is in hand."
+    "describe",
+    help="One consumer: where it stands, who holds it, and what is in hand; of a shared one, a line "
+    "for each member.",
 )
 @click.argument("log")
 @click.argument("id", type=CONSUMER)
 @pass_settings
 def consumers_describe(settings: Settings, log: str, id: str | Global) -> None:
     with settings.client() as client:
-        settings.out.one(_cursor_row(client.log(log).cursor(id).info()), _DESCRIBED)
+        info = client.log(log).cursor(id).info()
+    settings.out.one(_cursor_row(info, settings.out), _DESCRIBED)
+    if len(info.members) > 1 and settings.out.form not in ("json", "jsonl"):
+        settings.out.print("")
+        settings.out.table(map(_member_row, info.members), _LISTED)
 
 
 @consumers.command("seek", help="Put a cursor elsewhere; prints where it stood, and stands.")
@@ -220,12 +243,13 @@ def consumers_redrive(
 @consumers.command("evict", help="End the claim on a consumer now; who held it is fenced.")
 @click.argument("log")
 @click.argument("id", type=CONSUMER)
-@option("--member", metavar="NAME", help="Only if it is held under this name.")
+@option("--member", metavar="NAME", help="Only if, or as far as, it is held under this name.")
 @pass_settings
 def consumers_evict(settings: Settings, log: str, id: str | Global, member: str | None) -> None:
     with settings.client() as client:
         client.log(log).cursor(id).evict(member)
-    settings.out.say(f"consumer {_name(id)} of log {log} is free")
+    ended = "is free" if member is None else f"is not held by {member} any more"
+    settings.out.say(f"consumer {_name(id)} of log {log} {ended}")
 
 
 @consumers.command(

@@ -297,6 +297,11 @@ or paused; 127 when there is no CMD, 126 when it cannot be run.
     show_default=True,
     help=f"Where a cursor begins that does not exist yet: {GRAMMAR}.",
 )
+@option(
+    "--shared",
+    is_flag=True,
+    help="As one of many, started likewise: in order per key, and each record goes to one of them.",
+)
 @option("--standby", is_flag=True, help="Held by somebody else: wait until it is free.")
 @option("--takeover", is_flag=True, help="Held by somebody else: end that claim.")
 @option("--retry-first", type=SECONDS, help="Before the second attempt, then doubled.  [0.5]")
@@ -329,6 +334,7 @@ def process(
     limit: int | None,
     block: bool,
     start: Place,
+    shared: bool,
     standby: bool,
     takeover: bool,
     retry_first: float | None,
@@ -339,6 +345,8 @@ def process(
     hand_seconds: float | None,
     fail_empty: bool,
 ) -> int:
+    if shared and (standby or takeover):
+        raise click.UsageError("--shared needs neither --standby nor --takeover: there may be many")
     retry = _backoff(retry_first, retry_cap, max_attempts, pause_after)
     _check_runs(command[0])
     out = settings.out
@@ -354,6 +362,7 @@ def process(
                     id,
                     start=whence,
                     block=block,
+                    shared=shared,
                     standby=standby,
                     takeover=takeover,
                     hand_seconds=hand_seconds,
