@@ -173,6 +173,9 @@ class Unreadable(protocol.Control):
     damaged: bool
 
 
+_WITH_LISTS: Final = (protocol.Redrive, protocol.CommitRecords, protocol.Claim, Lapse)
+
+
 class Layout(NamedTuple):
     """A batch that goes to its segment once its frame is as durable as it is asked to be."""
 
@@ -401,7 +404,7 @@ class Desk:
         facts_bytes = FACT_BYTES_MAX
         if isinstance(waiting.control, protocol.Settle):
             facts_bytes += SETTLE_BYTES_MAX
-        elif isinstance(waiting.control, protocol.Redrive | protocol.CommitRecords):
+        elif isinstance(waiting.control, _WITH_LISTS):
             facts_bytes += LIST_BYTES_MAX
         elif waiting.produced:
             facts_bytes += int.from_bytes(waiting.produced[16:20], "little")  # its keys
@@ -431,6 +434,10 @@ class Desk:
             raise StorageFailed(self.books.failed)
         if self.books.stuck is not None:
             raise DiskFull(self.books.stuck)
+
+    @property
+    def can_write(self) -> bool:
+        return self.books.failed is None and self.books.stuck is None
 
     def log(self, log: int) -> state.Log:
         found = self.state.logs.get(log)
@@ -467,11 +474,15 @@ class Desk:
         """Somebody is there who holds it, or will when this frame is durable."""
         return claim.held and (key in self.books.holders or key in self.claimed)
 
+    def is_seated(self, key: Key, epoch: int) -> bool:
+        """A member of a shared consumer is there, or will be when this frame is durable."""
+        return (*key, epoch) in self.books.seats or any(j[1:] == (key, epoch) for j in self.joined)
+
     def check_free(self, log: state.Log, name: str, claim: state.Cursor | state.Owner) -> None:
         """Raises Busy."""
         if isinstance(claim, state.Cursor) and claim.shared is not None:
-            for member in claim.shared.members.values():
-                if member.held:
+            for epoch, member in claim.shared.members.items():
+                if member.held and self.is_seated((log.id, name), epoch):
                     text = f"consumer {name!r} of log {log.name!r} is held by {member.name}"
                     raise Busy(text, holder=member.name, since_ns=member.since_ns)
         if claim.holder is not None and self.is_held((log.id, name), claim):
