@@ -8,7 +8,10 @@ its members say they have in hand. Rules:
 - A record is out until its settlement is durable (the broker says so by an effect): should that be
   lost in a crash, nothing of its key has overtaken it.
 - Whoever loses its connection keeps its records until somebody else could use them: then its
-  claim is over, durably first. After a start all members come back before anything is given out.
+  claim is over, durably first. After a start all members come back before anything is given out,
+  and the keys of what they have in hand are looked up before anything else is.
+- A suspect (``Shared.alone``) goes to somebody with empty hands. While one is the next, nobody who
+  has something in hand gets more: whoever is through first takes it.
 - What may be given is bounded: by the ranges settled above the floor, by the records that failed,
   and by what is looked up ahead (``PENDING_MAX`` runs of records).
 
@@ -19,7 +22,7 @@ their values are not. Everything here costs a small constant per record, but for
 from __future__ import annotations
 
 import hashlib
-from bisect import bisect_right, insort
+from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -36,9 +39,11 @@ if TYPE_CHECKING:
 
 PENDING_MAX: Final = 1 << 16  # runs of records that are looked up and not in anybody's hands
 SENT_BYTES_MAX: Final = 16 << 20  # of batches that one member keeps
+FORGET_MAX: Final = 300  # batches that one message lets go: it has to fit into a control
 KEY_BYTES_MAX: Final = 64  # longer keys are told apart by a digest
 _LOTS_MAX: Final = 4096
 _ABSENT_MAX: Final = 400  # bounds of ranges that one completion takes along
+AGAIN_SECONDS: Final = 0.25  # where nothing can be written just now
 _NEVER: Final = float("inf")
 
 
@@ -63,20 +68,22 @@ class Loss(NamedTuple):
 class Mate:
     """A member, as long as its claim lasts. ``away``: its connection is lost.
 
-    ``hands``: what is assigned to it. ``sent``: the batches that it has, base -> bytes, the oldest
-    first.
+    ``hands``: what is assigned to it, and was not said to be settled. ``sent``: the batches that it
+    has, base -> bytes, the oldest first. ``late``: how many of the records that it had retried are
+    not due yet.
     """
 
     def __init__(self, epoch: int, hand_seconds: float | None = None) -> None:
         self.epoch = epoch
         self.hand_seconds = hand_seconds
         self.away = False
-        self.ending = False  # it is being decided that its claim is over
+        self.ending = False  # it is being decided whether its claim is over
         self.hands: dict[int, None] = {}
         self.losses: list[Loss] = []
         self.sent: dict[int, int] = {}
         self.since_ns: dict[int, int] = {}  # what it has begun, and since when (UTC)
         self.due: dict[int, float] = {}  # and, with ``hand_seconds``, when that is too long
+        self.late = 0
         self._sent_bytes = 0
 
     def keep(self, base: int, size: int) -> None:
@@ -88,15 +95,42 @@ class Mate:
         """The batches that it need not keep any longer, but for ``keep``: those below the floor,
         and the oldest of too many.
         """
-        gone = []
-        for base in list(self.sent):
+        gone: list[int] = []
+        left = self._sent_bytes
+        for base, size in self.sent.items():
             end = ends(base)
-            if end is not None and end > floor and self._sent_bytes <= SENT_BYTES_MAX:
+            if end is not None and end > floor and left <= SENT_BYTES_MAX:
+                break
+            if len(gone) == FORGET_MAX:
                 break
             if base not in keep:
                 gone.append(base)
-                self._sent_bytes -= self.sent.pop(base)
+                left -= size
+        for base in gone:
+            del self.sent[base]
+        self._sent_bytes = left
         return gone
+
+    def forget_all(self) -> None:
+        """It has none of them any more."""
+        self.sent.clear()
+        self._sent_bytes = 0
+
+
+class _Line:
+    """What is behind the records of one key that are ``out``: one, but where members came back with
+    several in hand.
+
+    ``again``: those that come again, redriven for the most part, a heap. ``runs``: new ones, in
+    order.
+    """
+
+    __slots__ = ("again", "out", "runs")
+
+    def __init__(self) -> None:
+        self.out = 0
+        self.again: list[int] | None = None  # (made when needed: most keys have nothing behind)
+        self.runs: deque[list[int]] | None = None
 
 
 class Dispatch:
@@ -110,7 +144,11 @@ class Dispatch:
         self.chunk: tuple[tuple[int, int], int, memoryview] | None = None
         self._awaited: set[int] = set()  # members from before the start, who come back first
         self._await_until = _NEVER
-        self._due_at: dict[int, float] = {}  # records that failed
+        # When records that failed are due: by offset, and as a heap, which may hold more. It stays
+        # when all else is looked up anew.
+        self._due_at: dict[int, float] = {}
+        self._due: list[tuple[float, int]] = []
+        self._away: dict[int, Mate] = {}
         self._reset()
 
     def _reset(self) -> None:
@@ -118,37 +156,42 @@ class Dispatch:
         self.place: tuple[tuple[int, int], int] | None = None  # of the head, if known
         self.first = 0  # the log's, as far as it was seen to
         self._ready: list[int] = []
+        self._again: list[int] = []  # ready as well, and redriven: they go first
+        self._waiting: dict[int, Mate | None] = {}  # out, and not due; who had it retried
         self._holder: dict[int, Mate] = {}
         self._key_of: dict[int, bytes] = {}  # of records that are out
-        self._behind: dict[bytes, deque[list[int]]] = {}  # of each key that has a record out: the
-        # runs behind it
-        self._runs = 0
-        self._due: list[tuple[float, int]] = []
-        self._late: dict[int, Mate] = {}  # waits for its delay, and who had it
-        self._losses: deque[Loss] = deque()
+        self._lines: dict[bytes, _Line] = {}  # of each key that has a record out
+        self._runs = 0  # in all of them
+        self._losses: list[Loss] = []  # by their begin
         self._absent: list[int] = []  # ranges that were compacted away
         self._redriven: set[int] = set()  # those under way, here or in somebody's hands
-        self._unknown: deque[int] = deque()  # redriven, and their keys not looked up yet
+        self._unknown: list[int] = []  # sorted: their keys are to be looked up before all else
         self._lots: list[Lot] = []
-        self._drained: Mate | None = None  # gets nothing more, until it has nothing in hand
         self.chunk = None
+        self.recall()
 
     # --- members ------------------------------------------------------------------------------
 
     def begin_life(self, epochs: Iterable[int], until: float, dues: dict[int, float]) -> None:
         """After a start: these may come back first, and these records are not due yet."""
-        self._due_at = dues
+        for offset, due in dues.items():
+            self._delay(offset, due)
         self._awaited = set(epochs)
         for epoch in self._awaited:
-            self.mates[epoch] = mate = Mate(epoch)
+            self.mates[epoch] = self._away[epoch] = mate = Mate(epoch)
             mate.away = True
         if self._awaited:
             self._await_until = until
             self._set_alarm(until)
 
-    def join(self, epoch: int, hand_seconds: float | None) -> None:
-        self.mates[epoch] = Mate(epoch, hand_seconds)
-        self.recall()
+    @property
+    def awaiting(self) -> bool:
+        """Nothing is given out yet: members may come back from before the start."""
+        return bool(self._awaited)
+
+    def join(self, epoch: int, hand_seconds: float | None) -> Mate:
+        self.mates[epoch] = mate = Mate(epoch, hand_seconds)
+        return mate
 
     def back(
         self, epoch: int, hand_seconds: float | None, in_hand: Iterable[int], end: int
@@ -159,47 +202,51 @@ class Dispatch:
         """
         before = self.mates[epoch]
         self.mates[epoch] = mate = Mate(epoch, hand_seconds)
-        self._losses.extendleft(before.losses)
+        self._away.pop(epoch, None)
+        self._untold(before)
+        mate.late = before.late
+        for offset, other in self._waiting.items() if mate.late else ():
+            if other is before:
+                self._waiting[offset] = mate
         kept = []
         for offset in in_hand:
-            holder = self._holder.get(offset)
-            if holder is None and not self._can_restore(offset, end):
+            if offset in before.hands:
+                del before.hands[offset]
+            elif epoch not in self._awaited or not self._restore(offset, end):
                 continue
-            if holder is None or holder is before:
-                self._holder[offset] = mate
-                mate.hands[offset] = None
-                kept.append(offset)
-        self._give_back([offset for offset in before.hands if offset not in mate.hands])
+            mate.hands[offset] = None
+            self._holder[offset] = mate
+            kept.append(offset)
+        self._come_again(list(before.hands))
         self._awaited.discard(epoch)
-        self.recall()
         return kept
 
-    def _can_restore(self, offset: int, end: int) -> bool:
+    def _restore(self, offset: int, end: int) -> bool:
         """A member that was there before the start had it, and nobody has it since."""
-        if self.cursor.is_settled(offset):
-            parked = self.cursor.parked.get(offset)
-            if parked is None or not parked.redriven or offset in self._redriven:
-                return False
-            self._redriven.add(offset)
-            self._unknown.append(offset)
-            return True
-        return self.head <= offset < end
+        if offset in self._holder:
+            return False
+        if offset in self._redriven:
+            return True  # (its key is looked up already)
+        if not self.head <= offset < end or self.cursor.is_settled(offset):
+            return False
+        insort(self._unknown, offset)
+        return True
 
-    def away(self, epoch: int) -> None:
+    def away(self, mate: Mate) -> None:
         """A member's connection is lost."""
-        if (mate := self.mates.get(epoch)) is not None:
-            mate.away = True
-            self._undrain(mate)
+        mate.away = True
+        if self.mates.get(mate.epoch) is mate:  # (or it is back already)
+            self._away[mate.epoch] = mate
 
     def gone(self, epoch: int) -> None:
         """A member's claim is over: what it had is to be had again."""
         self._awaited.discard(epoch)
+        self._away.pop(epoch, None)
         mate = self.mates.pop(epoch, None)
         if mate is None:
             return
-        self._undrain(mate)
-        self._losses.extendleft(mate.losses)
-        self._give_back(list(mate.hands))
+        self._untold(mate)
+        self._come_again(list(mate.hands))
         if not self.mates:
             self._reset()
 
@@ -207,34 +254,43 @@ class Dispatch:
         """The cursor was put somewhere else; every claim is over."""
         self.mates.clear()
         self._awaited.clear()
+        self._away.clear()
         self._due_at.clear()
+        self._due.clear()
         self._reset()
+
+    @property
+    def any_away(self) -> bool:
+        """There is somebody whose connection is lost."""
+        return bool(self._away)
 
     def overstayed(self) -> list[int]:
         """Somebody could use what those have whose connections are lost: their epochs, once."""
-        if self._awaited:
-            return []
-        found = [mate for mate in self.mates.values() if mate.away and not mate.ending]
+        found = [mate for mate in self._away.values() if not mate.ending]
         for mate in found:
             mate.ending = True
         return [mate.epoch for mate in found]
 
-    def not_ended(self, epoch: int) -> None:
-        """It could not be decided: it is to be asked for again."""
+    def stays(self, epoch: int) -> None:
+        """It could not be decided that its claim is over."""
         if (mate := self.mates.get(epoch)) is not None:
             mate.ending = False
 
-    def _undrain(self, mate: Mate) -> None:
-        if self._drained is mate:
-            self._drained = None
+    def look_again(self, now: float) -> None:
+        """Something could not be decided now, and is to be asked for again soon."""
+        self._set_alarm(now + AGAIN_SECONDS)
 
     # --- records come in ----------------------------------------------------------------------
 
     def scan_at(self, end: int) -> int | None:
         """The offset from which on to look up more, below ``end``; None: not now."""
-        if self.head >= end or self._runs + len(self._ready) >= PENDING_MAX or self._awaited:
+        if self.head >= end or self._is_full or self._awaited:
             return None
         return self.head
+
+    @property
+    def _is_full(self) -> bool:
+        return self._runs + len(self._ready) >= PENDING_MAX
 
     def feed(
         self,
@@ -257,12 +313,12 @@ class Dispatch:
             return
         assert self.cursor.shared is not None
         for low, high in holes(self.cursor.shared.settled, begin, header.end):
-            if keys is None:
-                for offset in range(low, high):
-                    if offset not in self._holder:
-                        self._offer(offset)
-            else:
-                for offset in range(low, high):
+            for offset in range(low, high):
+                if offset in self._holder:
+                    continue  # since before the start: it was looked up by itself
+                if keys is None:
+                    self._offer(offset)
+                else:
                     self._enter(offset, keys[offset - header.base])
 
     def _feed_sparse(
@@ -274,7 +330,7 @@ class Dispatch:
             if begin < offset:
                 add(self._absent, begin, offset)
             begin = offset + 1
-            if not self.cursor.is_settled(offset):
+            if offset not in self._holder and not self.cursor.is_settled(offset):
                 self._enter(offset, None if keys is None else keys[index])
         if begin < end:
             add(self._absent, begin, end)
@@ -285,10 +341,11 @@ class Dispatch:
         self.head, self.place = max(self.head, loss.end), None
         self._lose(begin, loss.end, lambda _begin, _end: loss.error)
 
-    def gone_absent(self, offset: int) -> None:
-        """A record was compacted away after it had been looked up."""
-        add(self._absent, offset, offset + 1)
-        self._done(offset)
+    def gone_absent(self, offsets: Iterable[int]) -> None:
+        """Records were compacted away after they had been looked up."""
+        for offset in offsets:
+            add(self._absent, offset, offset + 1)
+        self.settled(offsets)
 
     def take_absent(self) -> list[int]:
         """Ranges to be passed over with the next completion."""
@@ -301,139 +358,176 @@ class Dispatch:
         for offset in self._holder:
             add(known, offset, offset + 1)
         for low, high in holes(known, max(begin, self.cursor.committed), end):
-            self._losses.append(Loss(low, high, error(low, high)))
+            self._add_loss(Loss(low, high, error(low, high)))
+
+    def _add_loss(self, loss: Loss) -> None:
+        insort(self._losses, loss, key=_begin)
+
+    def _untold(self, mate: Mate) -> None:
+        """What it was told it may not have heard."""
+        for loss in mate.losses:
+            self._add_loss(loss)
 
     def trimmed(self, first: int, error: Callable[[int, int], RlogError]) -> None:
         """The log begins at ``first`` now: what was looked up below and is nobody's, is lost."""
-        if first <= self.first:
+        if first <= self.first or self._awaited:
             return
         self.first = first
-        gone = {o for o in self._ready if o < first} | {o for _, o in self._due if o < first}
-        gone -= self._redriven
+        gone = {o for o in self._ready if o < first}
+        gone |= {o for o in self._waiting if o < first and o not in self._redriven}
         lost: list[int] = []
         while gone:
             for offset in gone:
                 add(lost, offset, offset + 1)
-                self._due_at.pop(offset, None)
-                self._late.pop(offset, None)
+                self._no_delay(offset)
             self._ready = [offset for offset in self._ready if offset not in gone]
-            self._due = [entry for entry in self._due if entry[1] not in gone]
             heapify(self._ready)
-            heapify(self._due)
             # What stood behind them is out now, and may lie below as well.
             following = [self._release(offset) for offset in gone]
-            gone = {offset for offset in following if offset is not None and offset < first}
+            gone = {o for o in following if o is not None and o < first and o not in self._redriven}
         for begin, end in zip(lost[::2], lost[1::2], strict=True):
-            self._losses.append(Loss(begin, end, error(begin, end)))
+            self._add_loss(Loss(begin, end, error(begin, end)))
         if self.head < first:
             begin, self.head, self.place = self.head, first, None
             self._lose(begin, first, error)
 
     def _enter(self, offset: int, key: bytes | None) -> None:
-        behind = self._take_key(offset, key)
-        if behind is None:
-            if offset not in self._holder:
-                self._offer(offset)
-        elif behind and behind[-1][1] == offset:
-            behind[-1][1] = offset + 1
+        """A record that is new: out with its key, or behind what is out of it."""
+        if key is None:
+            self._offer(offset)
+            return
+        key = _short(key)
+        line = self._lines.get(key)
+        if line is None:
+            self._go_out(offset, key)
+            self._offer(offset)
+            return
+        if line.runs is None:
+            line.runs = deque()
+        if line.runs and line.runs[-1][1] == offset:
+            line.runs[-1][1] = offset + 1
         else:
-            behind.append([offset, offset + 1])
+            line.runs.append([offset, offset + 1])
             self._runs += 1
 
-    def _take_key(self, offset: int, key: bytes | None) -> deque[list[int]] | None:
-        """The record is out with its key, or has none; else what it is to stand behind."""
-        if key is None:
-            return None
-        if len(key) > KEY_BYTES_MAX:
-            key = hashlib.blake2b(key, digest_size=KEY_BYTES_MAX).digest()
-        behind = self._behind.get(key)
-        if behind is not None and offset not in self._holder:
-            return behind
-        self._behind.setdefault(key, deque())
+    def _go_out(self, offset: int, key: bytes) -> None:
+        line = self._lines.get(key)
+        if line is None:
+            line = self._lines[key] = _Line()
+        line.out += 1
         self._key_of[offset] = key
-        return None
 
-    def _offer(self, offset: int) -> None:
-        """It is out: ready, or soon."""
-        due = self._due_at.get(offset)
-        if due is None:
-            heappush(self._ready, offset)
-        else:
-            heappush(self._due, (due, offset))
-            self._set_alarm(due)
+    def _offer(self, offset: int, mate: Mate | None = None) -> None:
+        """It is out: ready, or soon. ``mate``: who has just had it retried."""
+        if offset not in self._due_at:
+            heappush(self._again if offset in self._redriven else self._ready, offset)
+            return
+        self._waiting[offset] = mate
+        if mate is not None:
+            mate.late += 1
 
-    # --- redriven records ---------------------------------------------------------------------
+    def _delay(self, offset: int, due: float) -> None:
+        self._due_at[offset] = due
+        heappush(self._due, (due, offset))
+        self._set_alarm(due)
+
+    def _no_delay(self, offset: int) -> None:
+        """It waits no more. (In the heap it may stay until then.)"""
+        self._due_at.pop(offset, None)
+        if (mate := self._waiting.pop(offset, None)) is not None:
+            mate.late -= 1
+
+    # --- records that are looked up by themselves -----------------------------------------------
 
     def recall(self) -> None:
         """Look for records that were redriven."""
         for offset, parked in self.cursor.parked.items():
             if parked.redriven and offset not in self._redriven:
                 self._redriven.add(offset)
-                self._unknown.append(offset)
+                insort(self._unknown, offset)
 
     @property
     def unknown(self) -> int | None:
-        """A redriven record whose key is to be looked up before anything is given out."""
+        """A record whose key is to be looked up before anything is given out: it was redriven, or
+        is in hand since before the start.
+        """
         return self._unknown[0] if self._unknown else None
 
-    def known(self, offset: int, key: bytes | None) -> None:
-        """Its key was looked up."""
-        if not self._unknown or self._unknown[0] != offset:
-            return
-        self._unknown.popleft()
-        if offset not in self._redriven:
-            return  # whoever had it from before the start has settled it meanwhile
-        behind = self._take_key(offset, key)
-        if behind is not None:
-            behind.appendleft([offset, offset + 1])  # ahead of what is new
-            self._runs += 1
-        elif offset not in self._holder:
-            self._offer(offset)
+    def known(
+        self,
+        header: Header,
+        keys: Sequence[bytes | None] | None,
+        there: Sequence[int] | None = None,
+    ) -> list[int]:
+        """A batch was looked up for what is unknown in it; ``keys`` and ``there`` as for ``feed``.
 
-    def unreadable(self, offset: int) -> None:
-        """It cannot be looked up; it is being decided what becomes of it."""
-        if self._unknown and self._unknown[0] == offset:
-            self._unknown.popleft()
+        Those that are absent, of which it is to be decided what becomes of them.
+        """
+        absent = []
+        for offset in self._take_unknown(header.base, header.end):
+            index = offset - header.base if there is None else bisect_left(there, offset)
+            is_absent = there is not None and offset not in there[index : index + 1]
+            key = None if keys is None or is_absent else keys[index]
+            if is_absent and offset not in self._holder:
+                absent.append(offset)
+            elif offset in self._holder:
+                if key is not None:
+                    self._go_out(offset, _short(key))
+            elif key is not None and (line := self._lines.get(_short(key))) is not None:
+                self._put_behind(line, offset)
+            else:
+                self._enter(offset, key)
+        return absent
+
+    def unreadable(self, begin: int, end: int) -> list[int]:
+        """These cannot be looked up. Of which of them it is to be decided what becomes of them:
+        what is in somebody's hands counts as one without a key.
+        """
+        return [o for o in self._take_unknown(begin, end) if o not in self._holder]
+
+    def _take_unknown(self, begin: int, end: int) -> list[int]:
+        low, high = bisect_left(self._unknown, begin), bisect_left(self._unknown, end)
+        taken = self._unknown[low:high]
+        del self._unknown[low:high]
+        return taken
+
+    def is_redriven(self, offset: int) -> bool:
+        return offset in self._redriven
+
+    def unsettle_redriven(self, offset: int) -> None:
+        """It could not be decided what becomes of one that is unreadable."""
+        if not self._is_unknown(offset):
+            self._redriven.discard(offset)
+            self.recall()
 
     def forget_redriven(self, offset: int) -> None:
         """It is redriven no more."""
         self._redriven.discard(offset)
+        self._no_delay(offset)
 
     # --- records go out -----------------------------------------------------------------------
 
     def assign(self, mate: Mate, count: int, end: int | None) -> list[int]:
         """Up to ``count`` records for a member, the lowest first, and below ``end``."""
-        if self._awaited or self._unknown or not self._ready:
-            return []
-        if (self._drained is mate or self._is_alone(mate)) and mate.hands:
+        if self._awaited or self._unknown or (mate.hands and self._is_alone(mate)):
             return []
         if self.cursor.paused is not None:
             count = 1 - len(self._holder)  # one is tried
         assert self.cursor.shared is not None
         alone = self.cursor.shared.alone
         out: list[int] = []
-        passed: list[int] = []
         room = self._room()
-        while self._ready and len(out) < count:
-            offset = self._ready[0]
-            redriven = offset in self._redriven
-            if end is not None and offset >= end and not redriven:
+        while len(out) < count and (ready := self._again or self._ready):
+            offset, is_new = ready[0], ready is self._ready
+            if is_new and end is not None and offset >= end:
                 break
             if offset in alone:
-                if mate.hands or out:
-                    if self._drained is None or self._drained is mate:
-                        self._drained = mate
-                        break
-                    passed.append(heappop(self._ready))
-                    continue
-                self._undrain(mate)
-                out.append(heappop(self._ready))
+                if not (mate.hands or out):
+                    out.append(heappop(ready))
                 break
-            if room <= len(out) and not (redriven or self._always(offset)):
+            if is_new and room <= len(out) and not self._always(offset):
                 break  # sooner or later the floor itself comes to be the lowest
-            out.append(heappop(self._ready))
-        for offset in passed:
-            heappush(self._ready, offset)
+            out.append(heappop(ready))
         for offset in out:
             mate.hands[offset] = None
             self._holder[offset] = mate
@@ -442,7 +536,7 @@ class Dispatch:
     def _is_alone(self, mate: Mate) -> bool:
         assert self.cursor.shared is not None
         alone = self.cursor.shared.alone
-        return bool(alone) and any(offset in alone for offset in mate.hands)
+        return bool(alone) and not alone.isdisjoint(mate.hands)
 
     def _room(self) -> int:
         """How many more records may be out beside those that can only help."""
@@ -468,7 +562,7 @@ class Dispatch:
                 f"{ranges} ranges are settled above {floor}, which is not, {failed} records have "
                 f"failed, and {out} are in hand: the limit is {RANGES_MAX}"
             )
-        if self._runs + len(self._ready) >= PENDING_MAX:
+        if self._is_full:
             return f"{PENDING_MAX} runs of records wait, from {floor} on, most behind their keys"
         return None
 
@@ -476,7 +570,9 @@ class Dispatch:
         """Something that is to be told to one member."""
         if not self._losses or self._awaited:
             return None
-        loss = self._losses.popleft()
+        if self._losses[0].begin > self.cursor.committed and self._room() <= 0:
+            return None  # to pass over it makes one more range
+        loss = self._losses.pop(0)
         mate.losses.append(loss)
         return loss
 
@@ -495,13 +591,6 @@ class Dispatch:
     def lot_end(self, base: int) -> int | None:
         lot = self.lot_of(base)
         return lot.end if lot is not None and lot.base == base else None
-
-    def waits_for_own(self, mate: Mate) -> bool:
-        """A record that this member had retried is still to come, or what others had who are gone:
-        they come back, or it is decided that their claims are over.
-        """
-        mine = any(other is mate for other in self._late.values())
-        return mine or bool(self._awaited) or any(other.away for other in self.mates.values())
 
     # --- what becomes of them -----------------------------------------------------------------
 
@@ -541,73 +630,101 @@ class Dispatch:
         """What the member has had in hand for too long."""
         return [offset for offset, due in mate.due.items() if due <= now]
 
-    def settled(self, done: Iterable[tuple[int, int]], mate: Mate) -> None:
-        """Durably done with."""
+    def put_down(self, mate: Mate, done: Iterable[tuple[int, int]]) -> list[int]:
+        """It is decided that these are settled: the records among them, which are in the member's
+        hands no more. They stay out until that is durable (``settled``, ``failed``).
+        """
+        offsets: list[int] = []
         for begin, end in done:
             mate.losses = [x for x in mate.losses if not begin <= x.begin < x.end <= end]
             some = range(begin, end) if end - begin <= len(mate.hands) else list(mate.hands)
-            for offset in some:
-                if begin <= offset < end:
-                    self._done(offset)
-
-    def lose_hands(self, mate: Mate, offsets: Iterable[int]) -> None:
-        """These were assigned, and cannot be had: they do not hold up their keys."""
+            offsets += [o for o in some if begin <= o < end and o in mate.hands]
         for offset in offsets:
-            self._done(offset)
+            del mate.hands[offset]
+            mate.due.pop(offset, None)
+            mate.since_ns.pop(offset, None)
+        return offsets
 
-    def _done(self, offset: int) -> None:
-        self._drop_hand(offset)
-        self._due_at.pop(offset, None)
-        self._redriven.discard(offset)
-        self._release(offset)
+    def settled(self, offsets: Iterable[int]) -> None:
+        """Durably done with, or to be had by nobody: they hold up their keys no more."""
+        for offset in offsets:
+            self._drop_hand(offset)
+            self._no_delay(offset)
+            self._redriven.discard(offset)
+            self._take_unknown(offset, offset + 1)
+            self._release(offset)
 
     def _release(self, offset: int) -> int | None:
         """The key of a record that was out is free: the next one is out, and returned."""
         key = self._key_of.pop(offset, None)
         if key is None:
             return None
-        behind = self._behind[key]
-        if not behind:
-            del self._behind[key]
+        line = self._lines[key]
+        line.out -= 1
+        if line.out:
             return None
-        run = behind[0]
-        following = run[0]
-        run[0] += 1
-        if run[0] == run[1]:
-            behind.popleft()
-            self._runs -= 1
-        self._key_of[following] = key
+        again, runs = line.again, line.runs
+        if again and (not runs or again[0] < runs[0][0] or again[0] in self._redriven):
+            following = heappop(again)
+        elif runs:
+            run = runs[0]
+            following = run[0]
+            run[0] += 1
+            if run[0] == run[1]:
+                runs.popleft()
+                self._runs -= 1
+        else:
+            del self._lines[key]
+            return None
+        self._go_out(following, key)
         self._offer(following)
         return following
 
     def failed(self, offset: int, mate: Mate, due: float) -> None:
         """It comes again, to anybody, when it is due."""
-        if offset not in self._holder:
-            return  # said twice, by a connection and by the one that came after it
-        self._drop_hand(offset)
-        self._due_at[offset] = due
-        self._late[offset] = mate
-        self._return(offset)
+        self._delay(offset, due)
+        self._come_again([offset], self.mates.get(mate.epoch))
 
     def give_back(self, mate: Mate, offsets: Iterable[int]) -> None:
         """A member has not begun these, and others may have them."""
-        self._give_back([offset for offset in offsets if offset in mate.hands])
+        self._come_again([offset for offset in offsets if offset in mate.hands])
 
-    def _give_back(self, offsets: list[int]) -> None:
+    def _come_again(self, offsets: list[int], mate: Mate | None = None) -> None:
         for offset in offsets:
             self._drop_hand(offset)
-            self._return(offset)
+            redriven = offset in self._redriven
+            if redriven and self._is_unknown(offset):
+                continue
+            self._take_unknown(offset, offset + 1)
+            if not redriven and offset >= self.head:
+                self._release(offset)  # in hand since before the start: it is looked up in its turn
+            elif not self._goes_behind(offset):
+                self._offer(offset, mate)
 
-    def _return(self, offset: int) -> None:
-        """It is in nobody's hands any more."""
-        parked = self.cursor.parked.get(offset)
-        redriven = parked is not None and parked.redriven
-        if self.cursor.is_settled(offset) and not redriven:
-            return  # by this very frame: it is done with when that is durable
-        # What a member had from before the start is looked up in its turn. Offered now it would be
-        # out twice, and without its key.
-        if (redriven or offset < self.head) and offset not in self._unknown:
-            self._offer(offset)
+    def _goes_behind(self, offset: int) -> bool:
+        """Others of its key go first: it was in hand beside them, or before them, since the start.
+        (Where a power cut may take back what was answered, their settlement was.)
+        """
+        key = self._key_of.get(offset)
+        if key is None:
+            return False
+        line = self._lines[key]
+        runs_before = line.runs and line.runs[0][0] < offset and offset not in self._redriven
+        if line.out == 1 and not runs_before:
+            return False
+        self._put_behind(line, offset)
+        self._release(offset)
+        return True
+
+    @staticmethod
+    def _put_behind(line: _Line, offset: int) -> None:
+        if line.again is None:
+            line.again = []
+        heappush(line.again, offset)
+
+    def _is_unknown(self, offset: int) -> bool:
+        at = bisect_left(self._unknown, offset)
+        return at < len(self._unknown) and self._unknown[at] == offset
 
     def _drop_hand(self, offset: int) -> None:
         if (mate := self._holder.pop(offset, None)) is not None:
@@ -625,10 +742,12 @@ class Dispatch:
         that did not come back, by their epochs.
         """
         while self._due and self._due[0][0] <= now:
-            _, offset = heappop(self._due)
-            self._due_at.pop(offset, None)
-            self._late.pop(offset, None)
-            heappush(self._ready, offset)
+            due, offset = heappop(self._due)
+            if self._due_at.get(offset) == due:
+                waits = offset in self._waiting
+                self._no_delay(offset)
+                if waits:
+                    self._offer(offset)
         missing: list[int] = []
         if self._await_until <= now:
             self._await_until = _NEVER
@@ -646,3 +765,13 @@ class Dispatch:
 
 def _base(lot: Lot) -> int:
     return lot.base
+
+
+def _begin(loss: Loss) -> int:
+    return loss.begin
+
+
+def _short(key: bytes) -> bytes:
+    if len(key) <= KEY_BYTES_MAX:
+        return key
+    return hashlib.blake2b(key, digest_size=KEY_BYTES_MAX).digest()

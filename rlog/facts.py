@@ -147,12 +147,16 @@ class Returned(Struct, frozen=True, array_like=True, tag=13):
 
 
 class Evicted(Struct, frozen=True, array_like=True, tag=14):
-    """The claim was ended from outside. ``lapsed``: a record was in hand for too long."""
+    """The claim was ended from outside. ``lapsed``: a record was in hand for too long.
+
+    ``name``: of a shared consumer, whose claims; None: all.
+    """
 
     log: int
     consumer: str
     epoch: int
     lapsed: bool
+    name: str | None = None
 
 
 class Failed(Struct, frozen=True, array_like=True, tag=15):

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import errno
 import logging
-from bisect import bisect_left
 from typing import TYPE_CHECKING, Final
 
 from rlog_client import protocol
 from rlog_client.batch import (
     HEADER_BYTES,
-    Header,
     InvalidBatch,
     check_body,
     decode,
@@ -26,22 +24,25 @@ from rlog_client.errors import Gap, NotFound, RlogError, StorageFailed
 
 from .decisions import Unreadable, Vanish
 from .dispatch import Loss, Lot
-from .log import Chunk
 from .segment import Damage, path
 from .subscription import Read, damaged
 
 if TYPE_CHECKING:
-    from rlog_client.protocol import Control, Credit
+    from collections.abc import Sequence
+
+    from rlog_client.batch import Header
+    from rlog_client.protocol import Credit
 
     from . import state
     from .decisions import Books, Grant
     from .dispatch import Dispatch, Mate
+    from .log import Chunk
     from .subscription import Outlet
 
 logger = logging.getLogger("rlog.membership")
 
 SCAN_BYTES: Final = 256 * 1024  # looked up at once: it takes the loop some milliseconds
-ASSIGNED_MAX: Final = 1000  # offsets in one message
+ASSIGNED_MAX: Final = 300  # offsets in one message, each in up to three lists
 
 
 class Membership:
@@ -59,6 +60,7 @@ class Membership:
         "_now",
         "_own",
         "_reading",
+        "_seen_to",
         "_sent",
         "books",
         "consumer",
@@ -93,7 +95,9 @@ class Membership:
         self._end: int | None = None  # below which offset,
         self._now = self._own = False  # what it may wait for,
         self._sent = False  # and whether anything came of it
-        self._given: list[int] = []  # assigned, and not sent yet
+        self._given: list[int] = []  # assigned, and not told yet,
+        self._seen_to = 0  # and of how many of them the batch is sent
+        self._mate.forget_all()  # whoever subscribes anew begins anew
         self._reading: tuple[Read, str] | None = None  # a read under way, and what for
 
     def lend(self, request: int, credit: Credit) -> None:
@@ -107,8 +111,10 @@ class Membership:
     def settle(self) -> None:
         """End the open loan, if there is one."""
         if self._loan is not None:
-            self._dispatch.give_back(self._mate, self._given)
-            self._given = []
+            if self._given:
+                self._dispatch.give_back(self._mate, self._given)
+                self._stir()
+            self._give([])
             self._reading = None
             visible = self.books.visible.get(self.log)
             end = visible.end if visible is not None else 0
@@ -126,6 +132,14 @@ class Membership:
         """The claim is over."""
         self.outlet.answer(self.id, protocol.Lost(epoch))
         self.end()
+
+    def _give(self, offsets: list[int]) -> None:
+        self._given, self._seen_to = offsets, 0
+
+    def _stir(self) -> None:
+        """Others may have something now."""
+        self.books.raised.add(self.log)
+        self.outlet.wake()
 
     # --- what to read -------------------------------------------------------------------------
 
@@ -148,10 +162,10 @@ class Membership:
                     return read
             elif (loss := dispatch.next_loss(self._mate)) is not None:
                 self._tell_loss(loss)
-            elif not (given := self._assign()):
-                return self._look_further(log, visible.end)
+            elif given := self._assign():
+                self._give(given)
             else:
-                self._given = given
+                return self._look_further(log, visible.end)
         return None
 
     @property
@@ -164,28 +178,32 @@ class Membership:
     def _look_further(self, log: state.Log, end: int) -> Read | None:
         """Nothing is ready. What may change that?"""
         dispatch = self._dispatch
+        if dispatch.awaiting:
+            return None
         if (offset := dispatch.unknown) is not None:
             return self._read(log, offset, "key")
         if self._end is not None:
             end = min(end, self._end)
         if not self._sent and (offset := dispatch.scan_at(end)) is not None:
             return self._read(log, offset, "scan")
-        if not self._sent and self.books.failed is None:
-            for epoch in dispatch.overstayed():
-                self.outlet.ask(Vanish(self.log, self.consumer, epoch))
-            if not self._now or (self._own and dispatch.waits_for_own(self._mate)):
-                return None
-        if self._sent or self._now:
+        if self._sent:
+            self.settle()
+            return None
+        for epoch in dispatch.overstayed():
+            self.outlet.ask(Vanish(self.log, self.consumer, epoch))
+        # Also who waits for nothing waits for that: it is there to be had.
+        if self._now and not dispatch.any_away and not (self._own and self._mate.late):
             self.settle()
         return None
 
     def _read(self, log: state.Log, offset: int, why: str) -> Read | None:
         if offset < log.first:
-            if why == "key" and (copy := self._copy_of(offset)):
-                self._key_found(Chunk(memoryview(copy), offset + 1, 0))
-                return self.next_read()
             if why == "key":
-                self._cannot_read(offset, "it was removed", damaged=False)
+                if copy := self._copy_of(offset):
+                    self._know(memoryview(copy))
+                else:
+                    self._cannot_read(offset, offset + 1, "it was removed", damaged=False)
+                return self.next_read()
             return None  # decided, and seen to when that is durable
         extent = self.books.extent(log, offset)
         position, size, segment = None, HEADER_BYTES, (extent.base, extent.generation)
@@ -213,7 +231,7 @@ class Membership:
         if self._reading is None or self._reading[0] is not read or self._loan is None:
             return
         why, self._reading = self._reading[1], None
-        file = path(self.log, read.extent.base, read.extent.generation)
+        file = _file(self.log, read)
         if isinstance(found, OSError):
             log = self.books.state.logs.get(self.log)
             if log is None or log.first > read.offset:
@@ -230,14 +248,13 @@ class Membership:
             if read.offset == self._dispatch.head:
                 self._scanned(read, found)
         elif why == "key":
-            self._key_found(found)
+            self._key_found(read, found)
         else:
             self._batch_found(read, found)
 
     def _scanned(self, read: Read, found: Chunk | Damage) -> None:
         if isinstance(found, Damage):
-            file = path(self.log, read.extent.base, read.extent.generation)
-            error = damaged(self._name, file, found)
+            error = damaged(self._name, _file(self.log, read), found)
             self._dispatch.skip(Loss(found.first, found.end, error))
             return
         segment, at = (read.extent.base, read.extent.generation), 0
@@ -247,38 +264,40 @@ class Membership:
             body = found.data[at + HEADER_BYTES : at + header.bytes]
             lot = Lot(header.base, header.end, segment, found.position + at, header.bytes)
             try:
-                keys, there = _keys_of(header, body)
+                keys, there = _keys(header, body)
             except InvalidBatch as error:
                 damage = Damage(lot.position, header.base, header.end, str(error))
-                loss = damaged(self._name, path(self.log, *segment), damage)
+                loss = damaged(self._name, _file(self.log, read), damage)
                 self._dispatch.skip(Loss(header.base, header.end, loss))
             else:
                 self._dispatch.feed(header, keys, lot, there)
             at += header.bytes
 
-    def _key_found(self, found: Chunk | Damage) -> None:
-        """Of a redriven record."""
-        offset = self._dispatch.unknown
-        if offset is None:
-            return
+    def _key_found(self, read: Read, found: Chunk | Damage) -> None:
+        """Of records that are looked up by themselves, all those in one batch. (Another member may
+        have found them meanwhile.)
+        """
         if isinstance(found, Damage):
-            self._cannot_read(offset, found.reason, damaged=True)
+            self._cannot_read(max(read.offset, found.first), found.end, found.reason, damaged=True)
             return
-        header = parse_header(found.data)
-        try:
-            keys, there = _keys_of(header, found.data[HEADER_BYTES : header.bytes])
-        except InvalidBatch as error:
-            self._cannot_read(offset, str(error), damaged=True)
-            return
-        index = offset - header.base if there is None else bisect_left(there, offset)
-        if there is not None and offset not in there[index : index + 1]:
-            self._cannot_read(offset, "it was compacted away", damaged=False)
-            return
-        self._dispatch.known(offset, keys[index] if keys is not None else None)
+        self._know(found.data)
 
-    def _cannot_read(self, offset: int, reason: str, *, damaged: bool) -> None:
-        """A redriven record must not stand in the way of all others for ever."""
-        self._dispatch.unreadable(offset)
+    def _know(self, data: memoryview) -> None:
+        header = parse_header(data)
+        try:
+            keys, there = _keys(header, data[HEADER_BYTES : header.bytes])
+        except InvalidBatch as error:
+            self._cannot_read(header.base, header.end, str(error), damaged=True)
+        else:
+            for offset in self._dispatch.known(header, keys, there):
+                self._ask_about(offset, "it was compacted away", damaged=False)
+
+    def _cannot_read(self, begin: int, end: int, reason: str, *, damaged: bool) -> None:
+        """Redriven records must not stand in the way of all others for ever."""
+        for offset in self._dispatch.unreadable(begin, end):
+            self._ask_about(offset, reason, damaged=damaged)
+
+    def _ask_about(self, offset: int, reason: str, *, damaged: bool) -> None:
         self.outlet.ask(Unreadable(self.log, self.consumer, offset, reason, damaged))
 
     # --- sending ------------------------------------------------------------------------------
@@ -288,18 +307,19 @@ class Membership:
         given.
         """
         dispatch, mate = self._dispatch, self._mate
-        for offset in self._given:
-            if offset < log.first and (copy := self._copy_of(offset)):
+        while self._seen_to < len(self._given):
+            offset = self._given[self._seen_to]
+            if offset < log.first:
+                if not (copy := self._copy_of(offset)):
+                    self._drop_removed(log)
+                    return None
                 if offset not in mate.sent:
-                    self._send_batch(
-                        Lot(offset, offset + 1, (0, 0), 0, len(copy)), memoryview(copy)
-                    )
+                    alone = Lot(offset, offset + 1, (0, 0), 0, len(copy))
+                    self._send_batch(alone, memoryview(copy))
+                self._seen_to += 1
                 continue
             lot = dispatch.lot_of(offset)
             if lot is None or lot.base not in mate.sent:
-                if offset < log.first:
-                    self._drop_removed(log)
-                    return None
                 chunk = dispatch.chunk
                 if lot is None or chunk is None or chunk[0] != lot.segment:
                     return self._read(log, offset, "batch")
@@ -307,39 +327,42 @@ class Membership:
                 if not 0 <= at <= len(chunk[2]) - lot.bytes:
                     return self._read(log, offset, "batch")
                 self._send_batch(lot, chunk[2][at : at + lot.bytes])
+            self._seen_to += 1
         self._tell_given()
         return None
 
     def _drop_removed(self, log: state.Log) -> None:
         """What was given was trimmed before it could be sent."""
-        dispatch, mate = self._dispatch, self._mate
-        gone = [offset for offset in self._given if offset < log.first]
-        self._given = [offset for offset in self._given if offset >= log.first]
-        for offset in gone:
-            if dispatch.cursor.is_settled(offset):
-                self._cannot_read(offset, "it was removed", damaged=False)
-                continue
-            mate.losses.append(Loss(offset, offset + 1, self._gap(offset, offset + 1)))
-            self._answer(mate.losses[-1].error, offset + 1)
-        dispatch.lose_hands(mate, gone)
-        self._after_loss()
+        gone = [o for o in self._given if o < log.first and not self._copy_of(o)]
+        lost = self._drop_given(gone, "it was removed", damaged=False)
+        for offset in lost:
+            loss = Loss(offset, offset + 1, self._gap(offset, offset + 1))
+            self._mate.losses.append(loss)
+            self._answer(loss.error, offset + 1)
+        self._after_loss(lost)
+
+    def _drop_given(self, gone: list[int], reason: str, *, damaged: bool) -> list[int]:
+        """What was given cannot be had: those that the member is to pass over."""
+        dispatch = self._dispatch
+        self._give([offset for offset in self._given if offset not in set(gone)])
+        redriven = [offset for offset in gone if dispatch.is_redriven(offset)]
+        dispatch.settled(gone)
+        self._stir()
+        for offset in redriven:
+            self._ask_about(offset, reason, damaged=damaged)
+        return [offset for offset in gone if offset not in set(redriven)]
 
     def _batch_found(self, read: Read, found: Chunk | Damage) -> None:
         if not self._given:
             return
         if isinstance(found, Damage):
-            file = path(self.log, read.extent.base, read.extent.generation)
-            error = damaged(self._name, file, found)
+            error = damaged(self._name, _file(self.log, read), found)
             gone = [offset for offset in self._given if found.first <= offset < found.end]
-            self._given = [offset for offset in self._given if offset not in gone]
-            for offset in gone:
-                if self._dispatch.cursor.is_settled(offset):
-                    self._cannot_read(offset, found.reason, damaged=True)
-                else:
-                    self._mate.losses.append(Loss(offset, offset + 1, error))
-            self._dispatch.lose_hands(self._mate, gone)
-            self._answer(error, found.end)
-            self._after_loss()
+            lost = self._drop_given(gone, found.reason, damaged=True)
+            self._mate.losses += [Loss(offset, offset + 1, error) for offset in lost]
+            if lost:
+                self._answer(error, found.end)
+            self._after_loss(lost)
             return
         header = parse_header(found.data)
         segment = (read.extent.base, read.extent.generation)
@@ -352,13 +375,14 @@ class Membership:
     def _drop_absent(self, header: Header, data: memoryview) -> bool:
         """What was given may have been compacted away since it was looked up."""
         try:
-            there = decode(header, data[HEADER_BYTES : header.bytes]).there or ()
+            there = set(decode(header, data[HEADER_BYTES : header.bytes]).there or ())
         except InvalidBatch:
             return False  # the member finds out
-        gone = [o for o in self._given if header.base <= o < header.end and o not in there]
-        self._given = [offset for offset in self._given if offset not in gone]
-        for offset in gone:
-            self._dispatch.gone_absent(offset)
+        gone = {o for o in self._given if header.base <= o < header.end and o not in there}
+        if gone:
+            self._give([offset for offset in self._given if offset not in gone])
+            self._dispatch.gone_absent(gone)
+            self._stir()
         return bool(gone)
 
     def _send_batch(self, lot: Lot, data: memoryview) -> None:
@@ -367,7 +391,8 @@ class Membership:
         self._mate.keep(lot.base, lot.bytes)
 
     def _tell_given(self) -> None:
-        given, self._given = self._given, []
+        given = self._given
+        self._give([])
         cursor = self._dispatch.cursor
         failed: list[int] = []
         redriven: list[int] = []
@@ -378,25 +403,22 @@ class Membership:
                 redriven.append(offset)
         needed = {lot.base for o in given if (lot := self._dispatch.lot_of(o)) is not None}
         forget = self._mate.forget(self._dispatch.lot_end, cursor.committed, needed)
-        self._tell(protocol.Assigned(given, failed, redriven, forget))
+        self.outlet.answer(self.id, protocol.Assigned(given, failed, redriven, forget))
         self._left -= len(given)
         self._sent = True
         if self._left <= 0:
             self.settle()
 
-    def _tell(self, control: Control) -> None:
-        self.outlet.answer(self.id, control)
-
     def _tell_loss(self, loss: Loss) -> None:
         self._answer(loss.error, loss.end)
-        self._after_loss()
+        self._after_loss([loss.begin])
 
     def _answer(self, error: RlogError, following: int) -> None:
-        self._tell(protocol.Damaged(protocol.error_control(error), following))
+        self.outlet.answer(self.id, protocol.Damaged(protocol.error_control(error), following))
 
-    def _after_loss(self) -> None:
-        self._sent = True
-        if not self._given:
+    def _after_loss(self, told: list[int]) -> None:
+        self._sent = self._sent or bool(told)
+        if self._sent and not self._given:
             self.settle()
 
     def _gap(self, first: int, end: int) -> RlogError:
@@ -404,9 +426,9 @@ class Membership:
         return Gap(text, first=first, end=end)
 
 
-def _keys_of(
+def _keys(
     header: Header, body: memoryview
-) -> tuple[list[bytes | None] | None, list[int] | None]:
+) -> tuple[Sequence[bytes | None] | None, Sequence[int] | None]:
     """The keys of a batch's records, and their offsets where some are absent. Raises
     InvalidBatch.
     """
@@ -418,3 +440,7 @@ def _keys_of(
     if keys is not None and len(keys) != header.count:
         raise InvalidBatch(f"{len(keys)} keys for {header.count} records")
     return keys, None
+
+
+def _file(log: int, read: Read) -> str:
+    return path(log, read.extent.base, read.extent.generation)

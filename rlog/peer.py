@@ -500,6 +500,9 @@ class Peer(ABC):
         self._broker.submit(Waiting(NOBODY, 0, control))
         self._hub.wake()
 
+    def wake(self) -> None:
+        self._hub.wake()
+
     def close(self) -> None:
         """It is over: its claims end, and nothing more is sent."""
         if self.closed:

@@ -77,7 +77,7 @@ class Shared(Struct, array_like=True):
     settled: list[int] = []
     members: dict[int, Member] = {}
     failed: dict[int, Failure] = {}
-    alone: list[int] = []
+    alone: set[int] = set()
 
     def member_of(self, token: bytes) -> int | None:
         """The epoch of the member that claimed with ``token``."""
@@ -85,6 +85,10 @@ class Shared(Struct, array_like=True):
             if member.token == token:
                 return epoch
         return None
+
+    def named(self, name: str | None) -> list[int]:
+        """The epochs of the members of this name, or of all."""
+        return [epoch for epoch, each in self.members.items() if name in (None, each.name)]
 
     def settle(self, floor: int, begin: int, end: int) -> int:
         """``begin`` to ``end`` is done with: the new floor."""
@@ -102,7 +106,7 @@ class Shared(Struct, array_like=True):
             for offset in range(begin, end):
                 self.failed.pop(offset, None)
         if self.alone:
-            self.alone = [offset for offset in self.alone if not begin <= offset < end]
+            self.alone = {offset for offset in self.alone if not begin <= offset < end}
         return floor
 
     def put_down(self, epoch: int, offset: int) -> None:
@@ -113,4 +117,4 @@ class Shared(Struct, array_like=True):
 
     def clear(self) -> None:
         """The cursor was put somewhere else: nobody holds anything, and all is to come again."""
-        self.settled, self.members, self.failed, self.alone = [], {}, {}, []
+        self.settled, self.members, self.failed, self.alone = [], {}, {}, set()

@@ -236,6 +236,11 @@ class Cursor(Struct, array_like=True):
             self.shared is not None and holds(self.shared.settled, offset)
         )
 
+    def _is_done(self, offset: int) -> bool:
+        """Settled, and not to be delivered again."""
+        parked = self.parked.get(offset)
+        return self.is_settled(offset) and (parked is None or not parked.redriven)
+
     def attempts_of(self, offset: int) -> int:
         """How often a shared consumer's record has failed."""
         assert self.shared is not None
@@ -258,7 +263,7 @@ class Cursor(Struct, array_like=True):
         or the only one. Among several it is found by delivering them alone.
         """
         assert self.shared is not None
-        begun = self.shared.members.pop(epoch).begun
+        begun = [o for o in self.shared.members.pop(epoch).begun if not self._is_done(o)]
         blamed = lapsed or (begun if len(begun) == 1 else [])
         for offset in blamed:
             failure = self.failure(offset)
@@ -267,7 +272,7 @@ class Cursor(Struct, array_like=True):
             if isinstance(failure, Failure):
                 failure.failed_ns = time_ns
         if not lapsed:
-            self.shared.alone = sorted({*self.shared.alone, *begun})
+            self.shared.alone.update(begun)
 
     def succeeded(self) -> None:
         """A record was handled: whatever stopped the others in a row is over."""
@@ -607,13 +612,17 @@ class State(Struct, array_like=True):
                 cursor.epoch = epoch
                 assert cursor.shared is not None
                 cursor.shared.members[epoch] = Member(token, name, time_ns)
-            case facts.Evicted(_, consumer, epoch, lapsed):
+            case facts.Evicted(_, consumer, epoch, lapsed, name):
                 claim = log.claimable(consumer)
                 assert claim is not None
                 claim.epoch = epoch
                 if lapsed and isinstance(claim, Cursor):
                     claim.vanished("it was in hand for longer than hand_seconds")
-                _end_claim(claim)
+                if (shared := log.shared(consumer)) is not None:
+                    for ended in shared.named(name):
+                        del shared.members[ended]
+                else:
+                    _end_claim(claim)
             case facts.Forgotten(_, consumer):
                 del log.cursors[consumer]
             case facts.Sought(_, consumer, epoch, offset, keep_holder):
@@ -794,9 +803,11 @@ def _settle_shared(cursor: Cursor, shared: Shared, fact: VerdictFact, time_ns: i
             _put_aside(cursor, fact, time_ns)
             cursor.settle(offset, offset + 1)
             shared.put_down(epoch, offset)
+            shared.alone.discard(offset)  # (a redriven one lies below, or was settled before)
         case facts.Unparked(_, _, epoch, offset):
             cursor.parked.pop(offset, None)
             shared.put_down(epoch, offset)
+            shared.alone.discard(offset)
             cursor.succeeded()
         case facts.Redriven(_, _, offsets):
             cursor.redrive(offsets)

@@ -32,6 +32,9 @@ class Outlet(Protocol):
     def ask(self, control: Control) -> None:
         """Have the broker decide what it asks of itself."""
 
+    def wake(self) -> None:
+        """There is more to see for others: see to it that they are shown it."""
+
 
 class Read(NamedTuple):
     """A read of one segment, to ``run`` with ``wait`` where waiting for the disk harms nobody."""

@@ -50,7 +50,10 @@ if TYPE_CHECKING:
     from .steps import Link, Steps
 
 ITERATED: Final = 16  # records of one loan, when iterating: what a slow loop keeps from the others
-OFFSETS_MAX: Final = 1000  # in each list of one request
+# Of offsets of nine bytes each, what is in hand and these fit into one request:
+OFFSETS_MAX: Final = 1000  # in hand,
+RANGES_MAX: Final = 250  # done with,
+BACK_MAX: Final = 200  # given back
 IN_FLIGHT_MAX: Final = 64  # requests, with wait=False
 
 _logger = logging.getLogger("rlog_client")
@@ -262,9 +265,10 @@ class MemberSteps(ConsumerSteps):
         self._refused.clear()
         while True:
             # (More than fits into one request is rare: then what is begun goes with each.)
-            some, settled = settled[: OFFSETS_MAX // 4], settled[OFFSETS_MAX // 4 :]
-            ranges, passed = [*passed[: OFFSETS_MAX // 4]], passed[OFFSETS_MAX // 4 :]
-            some_back, given_back = given_back[:OFFSETS_MAX], given_back[OFFSETS_MAX:]
+            some, settled = settled[:RANGES_MAX], settled[RANGES_MAX:]
+            room = RANGES_MAX - len(some)
+            ranges, passed = passed[:room], passed[room:]
+            some_back, given_back = given_back[:BACK_MAX], given_back[BACK_MAX:]
             commit = CommitRecords(
                 self._log_id,
                 self._consumer,

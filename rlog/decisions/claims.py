@@ -260,7 +260,6 @@ def evict(desk: Desk, waiting: Waiting, control: protocol.Evict) -> Make:
 
 
 def lapse(desk: Desk, waiting: Waiting, control: Lapse) -> Make:
-    desk.writable()
     log = desk.state.logs.get(control.log)
     cursor = log.cursors.get(control.consumer) if log is not None else None
     # What was asked for before the time ran out is decided before this: it may have put the record
@@ -269,6 +268,7 @@ def lapse(desk: Desk, waiting: Waiting, control: Lapse) -> Make:
     if cursor is not None and cursor.shared is not None:
         members.lapse(desk, key, cursor.shared, control)
         return lambda _synced: Answer(protocol.Done())
+    desk.writable()
     peer = desk.books.holders.get(key)
     grant = peer.grants.get(key) if peer is not None else None
     late = grant is not None and grant.in_hand is not None and key not in desk.books.hands

@@ -501,6 +501,10 @@ class Desk:
         if self.books.stuck is not None:
             raise DiskFull(self.books.stuck)
 
+    @property
+    def can_write(self) -> bool:
+        return self.books.failed is None and self.books.stuck is None
+
     def log(self, log: int) -> state.Log:
         found = self.state.logs.get(log)
         if found is None:
@@ -536,11 +540,15 @@ class Desk:
         """Somebody is there who holds it, or will when this frame is durable."""
         return claim.held and (key in self.books.holders or key in self.claimed)
 
+    def is_seated(self, key: Key, epoch: int) -> bool:
+        """A member of a shared consumer is there, or will be when this frame is durable."""
+        return (*key, epoch) in self.books.seats or any(j[1:] == (key, epoch) for j in self.joined)
+
     def check_free(self, log: state.Log, name: str, claim: state.Cursor | state.Owner) -> None:
         """Raises Busy."""
         if isinstance(claim, state.Cursor) and claim.shared is not None:
-            for member in claim.shared.members.values():
-                if member.held:
+            for epoch, member in claim.shared.members.items():
+                if member.held and self.is_seated((log.id, name), epoch):
                     text = f"consumer {name!r} of log {log.name!r} is held by {member.name}"
                     raise Busy(text, holder=member.name, since_ns=member.since_ns)
         if claim.holder is not None and self.is_held((log.id, name), claim):
@@ -566,8 +574,8 @@ class Desk:
 NOBODY: Final = Nobody()
 # What may add up to more than a fact or two.
 _LONG: Final = (
-    protocol.Redrive, protocol.OpenLog, protocol.AlterLog, protocol.CommitRecords,
-    protocol.DeleteCursor, Retain,
+    protocol.Redrive, protocol.OpenLog, protocol.AlterLog, protocol.CommitRecords, protocol.Claim,
+    protocol.DeleteCursor, Lapse, Retain,
 )  # fmt: skip
 # After these there may be space for an append that waits for it.
 _MAKES_ROOM: Final = (

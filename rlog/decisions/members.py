@@ -12,11 +12,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from rlog_client import model, protocol
-from rlog_client.errors import Busy, Fenced, InvalidRequest, NotFound, RlogError
+from rlog_client.errors import Busy, Fenced, InvalidRequest, NotFound
 
 from .. import facts, state
 from ..dispatch import Dispatch
-from ..shared import Shared, holes, pairs
+from ..shared import Shared, add, holds, holes, pairs
 from .desk import Answer, Grant, resolve
 from .parking import put_aside
 
@@ -33,7 +33,7 @@ LAPSED: Final = "it was in hand for longer than hand_seconds"
 # --- coming and going -----------------------------------------------------------------------
 
 
-def join(desk: Desk, waiting: Waiting, control: protocol.Claim, log: state.Log) -> Make:
+def join(desk: Desk, waiting: Waiting, control: protocol.Claim, log: state.Log) -> Make | None:
     """A claim on a shared consumer: of a new member, or of one that comes back."""
     peer, key = waiting.peer, (log.id, control.consumer)
     if control.standby or control.takeover:
@@ -49,14 +49,17 @@ def join(desk: Desk, waiting: Waiting, control: protocol.Claim, log: state.Log) 
         raise NotFound(f"log {log.name!r} has no consumer {control.consumer!r} any more")
     shared = cursor.shared if cursor is not None else None
     epoch = shared.member_of(control.token) if shared is not None else None
-    if cursor is not None and shared is not None and epoch is not None:
-        return _come_back(desk, peer, key, control, cursor, shared, epoch)
-    if key in peer.grants or any(each[:2] == (peer, key) for each in desk.joined):
+    grant = peer.grants.get(key)
+    if any(each[:2] == (peer, key) for each in desk.joined) or (
+        grant is not None and grant.epoch != epoch
+    ):
         raise Busy(
             f"this connection is a member of {control.consumer!r} already: clone() the client",
             holder=peer.name,
             since_ns=0,
         )
+    if cursor is not None and shared is not None and epoch is not None:
+        return _come_back(desk, waiting, control, cursor, shared, epoch)
     epoch = cursor.epoch + 1 if cursor is not None else 1
     committed = resolve(log, control.start, log.end) if cursor is None else cursor.committed
     desk.fact(facts.Joined(*key, epoch, control.token, peer.name, committed))
@@ -65,12 +68,16 @@ def join(desk: Desk, waiting: Waiting, control: protocol.Claim, log: state.Log) 
     books = desk.books
 
     def give() -> None:
-        group = books.group(key, cursor)
         member = cursor.shared.members.get(epoch) if cursor.shared is not None else None
-        if member is not None and member.held and log.cursors.get(control.consumer) is cursor:
-            group.join(epoch, control.hand_seconds)
+        if member is None or log.cursors.get(control.consumer) is not cursor:
+            return
+        group = books.group(key, cursor)
+        mate = group.join(epoch, control.hand_seconds)
+        if member.held:
             books.seats[*key, epoch] = peer
             peer.granted(key, grant)
+        else:
+            group.away(mate)  # it left in the frame in which it came
 
     desk.joined.append((peer, key, epoch))
     desk.effects.append(give)
@@ -80,14 +87,19 @@ def join(desk: Desk, waiting: Waiting, control: protocol.Claim, log: state.Log) 
 
 def _come_back(
     desk: Desk,
-    peer: Peer,
-    key: Key,
+    waiting: Waiting,
     control: protocol.Claim,
     cursor: state.Cursor,
     shared: Shared,
     epoch: int,
-) -> Make:
-    books = desk.books
+) -> Make | None:
+    desk.writable()
+    books, peer, key = desk.books, waiting.peer, (control.log, control.consumer)
+    group = books.group(key, cursor)
+    if epoch not in group.mates:
+        # It joined in this very frame, by a connection that is lost already: after that.
+        desk.effects.append(lambda: books.called.append(waiting))
+        return None
     before = books.seats.get((*key, epoch))
     if before is not None and before is not peer:
         # Its connection is lost, and it does not know yet.
@@ -97,15 +109,13 @@ def _come_back(
     member = shared.members[epoch]
     if not member.held:
         desk.fact(facts.Returned(*key, epoch))
-    group = books.group(key, cursor)
     end = books.visible[key[0]].end
-    if epoch in group.mates:
-        kept = group.back(epoch, control.hand_seconds, control.in_hand[:OFFSETS_MAX], end)
-    else:
-        # It joined in this very frame.
-        raise Busy("this claim is being made", holder=member.name, since_ns=member.since_ns)
+    kept = group.back(epoch, control.hand_seconds, control.in_hand[:OFFSETS_MAX], end)
     mate = group.mates[epoch]
     begun = [offset for offset in member.begun if offset in mate.hands]
+    if begun != member.begun:
+        # What it has lost is in others' hands: it is not to be blamed for that any more.
+        desk.fact(facts.Completed(*key, epoch, [], begun))
     group.begin(mate, begun, desk.now_ns, desk.now, anew=True)
     # At once: nothing of it is new, and what is pipelined behind it is judged by it.
     books.seats[*key, epoch] = peer
@@ -127,54 +137,71 @@ def give_up(desk: Desk, peer: Peer, key: Key, *, gone: bool) -> None:
     for epoch in epochs:
         if books.seats.get((*key, epoch)) is peer:
             del books.seats[*key, epoch]
-    desk.writable()
     log = desk.state.logs.get(key[0])  # a log that was deleted took its claims with it
     shared = log.shared(key[1]) if log is not None else None
+    group = books.groups.get(key)
+    mates = group.mates if group is not None else {}
     for epoch in epochs:
         member = shared.members.get(epoch) if shared is not None else None
         if member is None or not member.held:
             continue
-        if gone:
+        if gone and desk.can_write:
             desk.fact(facts.Released(*key, epoch))
             _then(desk, key, partial(Dispatch.gone, epoch=epoch))
-        else:
+            continue
+        if desk.can_write:
             desk.fact(facts.Left(*key, epoch))
-            _then(desk, key, partial(Dispatch.away, epoch=epoch))
+        if epoch in mates:
+            # Of now: it may be back before this is carried out.
+            _then(desk, key, partial(Dispatch.away, mate=mates[epoch]))
+    desk.writable()
 
 
 def vanish(desk: Desk, waiting: Waiting, control: Vanish) -> Make:
     """It did not come back in time."""
     key = (control.log, control.consumer)
-    group = desk.books.groups.get(key)
-    try:
-        desk.writable()
-    except RlogError:
-        if group is not None:
-            group.not_ended(control.epoch)
-        raise
+    _writable_or_again(desk, key, lambda group: group.stays(control.epoch))
     log = desk.state.logs.get(control.log)
     shared = log.shared(control.consumer) if log is not None else None
     member = shared.members.get(control.epoch) if shared is not None else None
-    if member is not None and not member.held:
+    if member is not None and not desk.is_seated(key, control.epoch):
         error = f"{member.name} vanished with it in hand"
         desk.fact(facts.Vanished(*key, control.epoch, [], error))
-        _then(desk, key, partial(Dispatch.gone, epoch=control.epoch))
+        _then(desk, key, lambda group: group.gone(control.epoch))
+    else:
+        _stir(desk, key)  # somebody waits for this
     return lambda _synced: Answer(protocol.Done())
+
+
+def _writable_or_again(desk: Desk, key: Key, undo: Callable[[Dispatch], None]) -> None:
+    """Of what is asked from within. Where nothing can be written now, it is asked again soon.
+
+    Raises what ``desk.writable`` does.
+    """
+    group = desk.books.groups.get(key)
+    if group is not None and not desk.can_write:
+        undo(group)
+        group.look_again(desk.now)
+        desk.books.alarm = min(desk.books.alarm, group.alarm)
+    desk.writable()
 
 
 def evict(desk: Desk, log: state.Log, consumer: str, shared: Shared, name: str | None) -> None:
     """End the claims of ``name``'s, or all; no attempt is counted. Raises NotFound."""
-    epochs = [epoch for epoch, member in shared.members.items() if name in (None, member.name)]
+    epochs = shared.named(name)
     if not epochs:
         who = "nobody" if name is None else name
         raise NotFound(f"{consumer!r} of log {log.name!r} is not held by {who}")
+    # One fact, however many there are: what a request may add to a frame is promised.
+    after = log.cursors[consumer].epoch + 1
+    desk.fact(facts.Evicted(log.id, consumer, after, False, name))
     for epoch in epochs:
-        desk.fact(facts.Released(log.id, consumer, epoch))
         end(desk, (log.id, consumer), epoch)
 
 
 def lapse(desk: Desk, key: Key, shared: Shared, control: Lapse) -> None:
     """A member has had something in hand for too long, unless it was settled meanwhile."""
+    _writable_or_again(desk, key, lambda _group: None)
     group = desk.books.groups.get(key)
     mate = group.mates.get(control.epoch) if group is not None else None
     if group is None or mate is None or control.epoch not in shared.members:
@@ -259,7 +286,7 @@ def commit_records(desk: Desk, waiting: Waiting, control: protocol.CommitRecords
     group.begin(mate, control.begun, desk.now_ns, desk.now, anew=control.anew)
     desk.books.alarm = min(desk.books.alarm, group.alarm)
     if control.back:
-        back = [offset for offset in control.back if offset not in control.begun]
+        back = set(control.back).difference(control.begun)
         _then(desk, key, lambda group: group.give_back(mate, back))
     return lambda synced: Answer(protocol.Committed(synced))
 
@@ -298,9 +325,19 @@ def _complete(
     absent = group.take_absent() if done else []
     desk.fact(facts.Completed(*key, mate.epoch, [*flat, *absent], begun), log)
     if done:
-        _then(desk, key, lambda group: group.settled(done, mate))
+        _settled(desk, key, group, mate, done)
         if paused:
             resumed(desk, key)
+
+
+def _settled(
+    desk: Desk, key: Key, group: Dispatch, mate: Mate, done: list[tuple[int, int]]
+) -> None:
+    """The member has these no more, from now on; others may have what they held up, when it is
+    durable.
+    """
+    offsets = group.put_down(mate, done)
+    _then(desk, key, lambda group: group.settled(offsets))
 
 
 def _checked(
@@ -325,8 +362,13 @@ def _checked(
         if not group.has(mate, begin, end):
             text = f"the offsets {begin} to {end} are not, or no longer, in your hands"
             raise Fenced(text, epoch=cursor.epoch)
+    finished: list[int] = []
+    for begin, end in done:
+        add(finished, begin, end)
+    if any(a >= b for a, b in itertools.pairwise(control.begun)):
+        raise InvalidRequest("begun: offsets in rising order")
     for offset in control.begun:
-        if offset not in mate.hands:
+        if offset not in mate.hands or holds(finished, offset):
             raise _not_in_hands(cursor, offset)
     return done
 
@@ -341,7 +383,7 @@ def settle(
 ) -> Make:
     """A verdict on one record; see ``consumers.settle``."""
     key, offset = (log.id, control.consumer), control.offset
-    _group, mate = member_of(desk, waiting.peer, key, cursor, control.epoch)
+    group, mate = member_of(desk, waiting.peer, key, cursor, control.epoch)
     if offset not in mate.hands:
         # Given once more, because its answer was lost, or of what somebody else has by now?
         parked = cursor.parked.get(offset)
@@ -354,12 +396,12 @@ def settle(
         raise InvalidRequest(f"offset {offset} is {'not ' if control.redriven else ''}redriven")
     paused = cursor.paused
     if control.verdict == "retry":
-        _retry(desk, log, key, mate, control)
+        _retry(desk, log, key, group, mate, control)
     elif control.verdict == "park" or control.exhausted:
         put_aside(desk, log, cursor, control)
-        _then(desk, key, lambda group: group.settled([(offset, offset + 1)], mate))
+        _settled(desk, key, group, mate, [(offset, offset + 1)])
     elif control.redriven:
-        _unpark(desk, log, cursor, mate, key, offset)
+        _unpark(desk, log, key, group, mate, offset)
     else:
         raise InvalidRequest("a shared consumer's records are committed by CommitRecords")
     if cursor.paused is not None and paused is None:
@@ -381,22 +423,27 @@ def commit_redriven(desk: Desk, peer: Peer, control: protocol.CommitRedriven) ->
     """What ``check_redriven`` allowed."""
     log, offset = desk.log(control.log), control.offset
     cursor, key = log.cursors[control.consumer], (log.id, control.consumer)
-    _group, mate = member_of(desk, peer, key, cursor, control.epoch)
+    group, mate = member_of(desk, peer, key, cursor, control.epoch)
     if offset in mate.hands and offset in cursor.parked:
-        _unpark(desk, log, cursor, mate, key, offset)
+        _unpark(desk, log, key, group, mate, offset)
 
 
-def _unpark(
-    desk: Desk, log: state.Log, cursor: state.Cursor, mate: Mate, key: Key, offset: int
-) -> None:
-    paused = cursor.paused is not None
+def _unpark(desk: Desk, log: state.Log, key: Key, group: Dispatch, mate: Mate, offset: int) -> None:
+    paused = group.cursor.paused is not None
     desk.fact(facts.Unparked(*key, mate.epoch, offset), log)
-    _then(desk, key, lambda group: group.settled([(offset, offset + 1)], mate))
+    _settled(desk, key, group, mate, [(offset, offset + 1)])
     if paused:
         resumed(desk, key)
 
 
-def _retry(desk: Desk, log: state.Log, key: Key, mate: Mate, control: protocol.Settle) -> None:
+def _retry(
+    desk: Desk,
+    log: state.Log,
+    key: Key,
+    group: Dispatch,
+    mate: Mate,
+    control: protocol.Settle,
+) -> None:
     due, offset = desk.now + control.delay, control.offset
     desk.fact(
         facts.Failed(
@@ -404,6 +451,7 @@ def _retry(desk: Desk, log: state.Log, key: Key, mate: Mate, control: protocol.S
         ),
         log,
     )
+    group.put_down(mate, [(offset, offset + 1)])
     _then(desk, key, lambda group: group.failed(offset, mate, due))
 
 
@@ -427,7 +475,8 @@ def _tell_standing(desk: Desk, key: Key, paused: str | None) -> None:
 
 def unreadable(desk: Desk, waiting: Waiting, control: Unreadable) -> Make:
     """A redriven record that cannot be had: removed, it is done with; damaged, it stays parked."""
-    desk.writable()
+    here = (control.log, control.consumer)
+    _writable_or_again(desk, here, lambda group: group.unsettle_redriven(control.offset))
     log = desk.state.logs.get(control.log)
     cursor = log.cursors.get(control.consumer) if log is not None else None
     parked = cursor.parked.get(control.offset) if cursor is not None else None

@@ -55,6 +55,7 @@ class Asker:
         self.grants: dict[tuple[int, str], Grant] = {}
         self.waits: set[tuple[int, str]] = set()
         self.recalls: list[tuple[int, str]] = []
+        self.standings: list[tuple[int, str, str | None]] = []
         self.answers: dict[int, protocol.Control] = {}
         self.payloads: dict[int, bytes] = {}
         self.waiting: dict[int, Callable[[protocol.Control], None]] = {}
@@ -90,6 +91,9 @@ class Asker:
 
     def recall(self, log: int, consumer: str) -> None:
         self.recalls.append((log, consumer))
+
+    def standing(self, log: int, consumer: str, paused: str | None) -> None:
+        self.standings.append((log, consumer, paused))
 
 
 class Server:
