@@ -141,10 +141,10 @@ class TransactionSteps:
         item, bound = checked(item, index, limits.record_bytes_max)
         if expect_key is not None and item.key is None:
             raise InvalidRequest("expect_key is for a record with a key")
-        bytes_ = self._bytes + bound
-        least = transact_bytes(Transact(0, 0, [LogBatch(0, HEADER_BYTES + bytes_)]))
+        size = self._bytes + bound
+        least = transact_bytes(Transact(0, 0, [LogBatch(0, HEADER_BYTES + size)]))
         _check_size(least, limits.batch_bytes_max, index)
-        self._bytes = bytes_
+        self._bytes = size
         self._appends.append(_Append(log, item, expect, expect_key))
 
     def _add_commit(self, consumer: Participant, record: Record, begun: int | None = None) -> None:
@@ -258,11 +258,11 @@ class TransactionSteps:
 
     def _take_turn(self) -> Steps[None]:
         """So many at once, that the server knows each when it is repeated."""
-        transactions, timeout = self._transport.session.transactions, self._transport.timeout
-        under_way = transactions.under_way
-        if len(under_way) >= IN_FLIGHT_MAX:
-            free = Wait(lambda: len(under_way) < IN_FLIGHT_MAX, until(timeout))
-            if not (yield free):
+        under_way = self._transport.session.transactions.under_way
+        deadline = until(self._transport.timeout)
+        # One that ends wakes all that wait, and only the first of them finds its place free.
+        while len(under_way) >= IN_FLIGHT_MAX:
+            if not (yield Wait(lambda: len(under_way) < IN_FLIGHT_MAX, deadline)):
                 raise TimedOut(f"{IN_FLIGHT_MAX} transactions are under way and none is answered")
 
 
