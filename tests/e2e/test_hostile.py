@@ -103,7 +103,7 @@ def one_of_each() -> list[bytes]:
         (protocol.OpenLog("target1", True, {"sync": "never"}), b""),
         (protocol.ListLogs(), b""),
         (protocol.GetLog(1), b""),
-        (protocol.AlterLog(1, {"file_roll_size": 8192}), b""),
+        (protocol.AlterLog(1, {"file_roll_size": 8192, "max_file_age": 5.0}), b""),
         (protocol.TrimLog(1, whence), b""),
         (protocol.DeleteLog(1), b""),
         (Append(2, 0), body),
@@ -129,6 +129,7 @@ def one_of_each() -> list[bytes]:
         (protocol.Extend(2, "c", 1), b""),
         (protocol.OpenProducer(2, 7, "etl", exclusive=True, token=b"t"), b""),
         (protocol.ListProducers(2), b""),
+        (protocol.ReadParked(2, "c", 0), b""),
     ]
     assert [type(control) for control, _ in controls] == list(REQUESTS)
     return [encode(i, c, len(p)) + p for i, (c, p) in enumerate(controls, 1)]
