@@ -103,7 +103,7 @@ def one_of_each() -> list[bytes]:
         (protocol.OpenLog("target1", True, {"sync": "never"}), b""),
         (protocol.ListLogs(), b""),
         (protocol.GetLog(1), b""),
-        (protocol.AlterLog(1, {"file_roll_size": 8192}), b""),
+        (protocol.AlterLog(1, {"file_roll_size": 8192, "max_file_age": 5.0}), b""),
         (protocol.TrimLog(1, whence), b""),
         (protocol.DeleteLog(1), b""),
         (Append(2, 0), body),
@@ -134,10 +134,18 @@ def one_of_each() -> list[bytes]:
                 7,
                 1,
                 [protocol.LogBatch(2, len(body), 0, [(0, 3)]), protocol.LogBatch(3, len(body))],
-                [protocol.CommitThrough(2, "c", 1, 0), protocol.CommitRedriven(2, "c", 1, 0)],
+                [
+                    protocol.CommitThrough(2, "c", 1, 0),
+                    protocol.CommitRedriven(2, "c", 1, 0),
+                    protocol.CommitSingle(2, "s", 1, 0),
+                ],
             ),
             body + body,
         ),
+        (protocol.ReadParked(2, "c", 0), b""),
+        (protocol.GetLatest(2, b"k"), b""),
+        (protocol.GetTable(2), b""),
+        (protocol.CommitRecords(2, "s", 1, [0, 1], [2], [3]), b""),
     ]
     assert [type(control) for control, _ in controls] == list(REQUESTS)
     return [encode(i, c, len(p)) + p for i, (c, p) in enumerate(controls, 1)]
