@@ -535,6 +535,12 @@ class MemberSteps(ConsumerSteps):
 
     @property
     def _called(self) -> bool:
+        """Something was refused, and is to be raised whether or not there is more to read."""
+        for sent in self._flight:
+            if not sent.call.done:
+                return False
+            if sent.call.error is not None:
+                return True
         return False
 
     def _forget(self) -> None:

@@ -133,7 +133,13 @@ class MemberProcess(Process):
         source._want = want._replace(now=False)
         subscription, hands = source._lend(), self._hands
         waiting = Wait(
-            lambda: source._stopped or bool(hands.finished) or not subscription.loan, how.deadline
+            lambda: (
+                source._stopped
+                or source._called
+                or bool(hands.finished)
+                or not subscription.loan
+            ),
+            how.deadline,
         )
         yield from source._and_call_back(subscription, _waiting(waiting))
         return True
@@ -143,7 +149,9 @@ class MemberProcess(Process):
         source, hands = self._source, self._hands
         assert hands is not None, "a blocking member has none running here"
         self._say()
-        yield Wait(lambda: source._stopped or bool(hands.finished), self._how.deadline)
+        yield Wait(
+            lambda: source._stopped or source._called or bool(hands.finished), self._how.deadline
+        )
 
     def _take_finished(self) -> Steps[None]:
         assert self._hands is not None
@@ -312,6 +320,7 @@ class MemberProcess(Process):
         yield Wait(
             lambda: (
                 source._stopped
+                or source._called
                 or subscription is None
                 or subscription.broken
                 or subscription.standing is not None

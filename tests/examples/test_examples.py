@@ -20,12 +20,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import rlog_client as rlog
 from tests.e2e.serving import ROOT, Server, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    import rlog_client as rlog
 
 HERE = Path(__file__).parent
 BIN = Path(sys.executable).parent
@@ -154,6 +153,23 @@ def test_work_queue(example: Example, client: rlog.Client) -> None:
     assert "cannot charge -1" in parked[0].error
     assert parked[0].attempts == 3
     assert parked[1].reason.startswith("not an order")
+
+
+def test_shared_queue(example: Example, client: rlog.Client) -> None:
+    log = client.log("parcels", create=True)
+    log.append_many(
+        [rlog.Item(b"%d" % number, key=b"customer-%d" % (number % 3)) for number in range(30)]
+    )
+    workers = example.start("shared_queue.py", "parcels", 3)
+    lines = [line_of(workers).split() for _ in range(30)]
+    for customer in range(3):
+        mine = [int(number) for _, key, number in lines if key == f"customer-{customer}"]
+        assert mine == list(range(customer, 30, 3))
+    cursor = log.cursor("delivery")
+    eventually(lambda: cursor.info().committed == 30, "all are done with")
+    workers.send_signal(signal.SIGTERM)
+    assert workers.wait(30) == 0
+    assert not cursor.info().members
 
 
 def test_fan_in(example: Example, client: rlog.Client) -> None:
