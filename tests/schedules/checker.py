@@ -13,7 +13,7 @@ from rlog.decisions import Leave
 from rlog.decisions.desk import FIRST_RIGHT_SECONDS, Lapse
 from rlog_client import batch, protocol
 from rlog_client.model import PRODUCER_ID
-from tests.schedules.record import Decision, Start
+from tests.schedules.record import Decision, Given, Start
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -116,11 +116,11 @@ class Checker:
     def say(self, text: str) -> None:
         self.wrong.append(f"decision {self.at}: {text}")
 
-    def run(self, entries: Sequence[Decision | Start]) -> None:
+    def run(self, entries: Sequence[Decision | Start | Given]) -> None:
         for self.at, entry in enumerate(entries):
             if isinstance(entry, Start):
                 self._start(entry)
-            elif entry.error is None:
+            elif isinstance(entry, Decision) and entry.error is None:
                 self._decision(entry)
 
     # --- lives --------------------------------------------------------------------------------
