@@ -165,7 +165,10 @@ class Dispatch:
         self._losses: list[Loss] = []  # by their begin
         self._absent: list[int] = []  # ranges that were compacted away
         self._redriven: set[int] = set()  # those under way, here or in somebody's hands
-        self._unknown: list[int] = []  # sorted: their keys are to be looked up before all else
+        # Sorted: whose keys are to be looked up before all else. What is in hand since before the
+        # start comes first: what is redriven may have to stand behind it.
+        self._unsure: list[int] = []
+        self._unknown: list[int] = []
         self._lots: list[Lot] = []
         self.chunk = None
         self.recall()
@@ -226,10 +229,10 @@ class Dispatch:
         if offset in self._holder:
             return False
         if offset in self._redriven:
-            return True  # (its key is looked up already)
-        if not self.head <= offset < end or self.cursor.is_settled(offset):
+            _take(self._unknown, offset, offset + 1)
+        elif not self.head <= offset < end or self.cursor.is_settled(offset):
             return False
-        insort(self._unknown, offset)
+        insort(self._unsure, offset)
         return True
 
     def away(self, mate: Mate) -> None:
@@ -451,7 +454,8 @@ class Dispatch:
         """A record whose key is to be looked up before anything is given out: it was redriven, or
         is in hand since before the start.
         """
-        return self._unknown[0] if self._unknown else None
+        first = self._unsure or self._unknown
+        return first[0] if first else None
 
     def known(
         self,
@@ -463,17 +467,27 @@ class Dispatch:
 
         Those that are absent, of which it is to be decided what becomes of them.
         """
+
+        def key_of(offset: int) -> bytes | None:
+            if keys is None:
+                return None
+            return keys[offset - header.base if there is None else bisect_left(there, offset)]
+
+        def is_absent(offset: int) -> bool:
+            return there is not None and offset not in there
+
+        for offset in _take(self._unsure, header.base, header.end):
+            if not is_absent(offset) and (key := key_of(offset)) is not None:
+                self._go_out(offset, _short(key))
+        if self._unsure:
+            return []
         absent = []
-        for offset in self._take_unknown(header.base, header.end):
-            index = offset - header.base if there is None else bisect_left(there, offset)
-            is_absent = there is not None and offset not in there[index : index + 1]
-            key = None if keys is None or is_absent else keys[index]
-            if is_absent and offset not in self._holder:
+        for offset in _take(self._unknown, header.base, header.end):
+            if is_absent(offset):
                 absent.append(offset)
-            elif offset in self._holder:
-                if key is not None:
-                    self._go_out(offset, _short(key))
-            elif key is not None and (line := self._lines.get(_short(key))) is not None:
+                continue
+            key = key_of(offset)
+            if key is not None and (line := self._lines.get(_short(key))) is not None:
                 self._put_behind(line, offset)
             else:
                 self._enter(offset, key)
@@ -483,22 +497,17 @@ class Dispatch:
         """These cannot be looked up. Of which of them it is to be decided what becomes of them:
         what is in somebody's hands counts as one without a key.
         """
-        return [o for o in self._take_unknown(begin, end) if o not in self._holder]
-
-    def _take_unknown(self, begin: int, end: int) -> list[int]:
-        low, high = bisect_left(self._unknown, begin), bisect_left(self._unknown, end)
-        taken = self._unknown[low:high]
-        del self._unknown[low:high]
-        return taken
+        _take(self._unsure, begin, end)
+        return _take(self._unknown, begin, end)
 
     def is_redriven(self, offset: int) -> bool:
         return offset in self._redriven
 
     def unsettle_redriven(self, offset: int) -> None:
         """It could not be decided what becomes of one that is unreadable."""
-        if not self._is_unknown(offset):
-            self._redriven.discard(offset)
-            self.recall()
+        _take(self._unknown, offset, offset + 1)
+        self._redriven.discard(offset)
+        self.recall()
 
     def forget_redriven(self, offset: int) -> None:
         """It is redriven no more."""
@@ -509,7 +518,7 @@ class Dispatch:
 
     def assign(self, mate: Mate, count: int, end: int | None) -> list[int]:
         """Up to ``count`` records for a member, the lowest first, and below ``end``."""
-        if self._awaited or self._unknown or (mate.hands and self._is_alone(mate)):
+        if self._awaited or self.unknown is not None or (mate.hands and self._is_alone(mate)):
             return []
         if self.cursor.paused is not None:
             count = 1 - len(self._holder)  # one is tried
@@ -651,7 +660,8 @@ class Dispatch:
             self._drop_hand(offset)
             self._no_delay(offset)
             self._redriven.discard(offset)
-            self._take_unknown(offset, offset + 1)
+            _take(self._unsure, offset, offset + 1)
+            _take(self._unknown, offset, offset + 1)  # (redriven since: that comes to be seen)
             self._release(offset)
 
     def _release(self, offset: int) -> int | None:
@@ -693,10 +703,9 @@ class Dispatch:
         for offset in offsets:
             self._drop_hand(offset)
             redriven = offset in self._redriven
-            if redriven and self._is_unknown(offset):
-                continue
-            self._take_unknown(offset, offset + 1)
-            if not redriven and offset >= self.head:
+            if _take(self._unsure, offset, offset + 1) and redriven:
+                insort(self._unknown, offset)
+            elif not redriven and offset >= self.head:
                 self._release(offset)  # in hand since before the start: it is looked up in its turn
             elif not self._goes_behind(offset):
                 self._offer(offset, mate)
@@ -721,10 +730,6 @@ class Dispatch:
         if line.again is None:
             line.again = []
         heappush(line.again, offset)
-
-    def _is_unknown(self, offset: int) -> bool:
-        at = bisect_left(self._unknown, offset)
-        return at < len(self._unknown) and self._unknown[at] == offset
 
     def _drop_hand(self, offset: int) -> None:
         if (mate := self._holder.pop(offset, None)) is not None:
@@ -761,6 +766,14 @@ class Dispatch:
             self._await_until = _NEVER
         self.alarm = min([*dues, self._await_until, self._due[0][0] if self._due else _NEVER])
         return late, missing
+
+
+def _take(offsets: list[int], begin: int, end: int) -> list[int]:
+    """Remove from a sorted list what is from ``begin`` to ``end``."""
+    low, high = bisect_left(offsets, begin), bisect_left(offsets, end)
+    taken = offsets[low:high]
+    del offsets[low:high]
+    return taken
 
 
 def _base(lot: Lot) -> int:

@@ -286,8 +286,9 @@ def commit_records(desk: Desk, waiting: Waiting, control: protocol.CommitRecords
     group.begin(mate, control.begun, desk.now_ns, desk.now, anew=control.anew)
     desk.books.alarm = min(desk.books.alarm, group.alarm)
     if control.back:
-        back = set(control.back).difference(control.begun)
-        _then(desk, key, lambda group: group.give_back(mate, back))
+        # At once: what it is given between this and the frame's end it has not given back.
+        group.give_back(mate, set(control.back).difference(control.begun))
+        _stir(desk, key)
     return lambda synced: Answer(protocol.Committed(synced))
 
 

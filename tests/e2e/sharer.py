@@ -70,14 +70,12 @@ class Notes:
 
 
 def run_blocking(url: str, log: str, notes: Notes, options: Any) -> None:
-    with contextlib.ExitStack() as stack:
-        while True:
-            try:
-                client = stack.enter_context(rlog.connect(url, timeout=None, name=options["name"]))
-            except rlog.ConnectionLost:
-                time.sleep(0.05)  # the server is not there just now
-            else:
-                break
+    client = None
+    while client is None:
+        with contextlib.suppress(rlog.ConnectionLost):  # the server may not be there just now
+            client = rlog.connect(url, timeout=None, name=options["name"])
+        time.sleep(0.05 * (client is None))
+    with client:
         consumer = client.log(log).consumer("c", shared=True)
         signal.signal(signal.SIGTERM, lambda *_: consumer.stop())
 

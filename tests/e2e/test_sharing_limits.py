@@ -10,10 +10,10 @@ import rlog_client as rlog
 from rlog.dispatch import PENDING_MAX
 from rlog.shared import RANGES_MAX
 
-from .serving import Server
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
+    from .serving import Server
 
 
 def fill(log: rlog.Log, keys: Iterable[bytes | None]) -> int:
@@ -140,7 +140,7 @@ def test_batches_of_every_size_and_keys_of_every_length(
 
 def handle_every_size(log: rlog.Log, other: rlog.Client) -> None:
     big = rlog.Item(bytes(1000 * 1000), key=b"big")
-    keys: list[bytes | None] = [big.key] * 7
+    keys: list[bytes | None] = [b"big"] * 7
     log.append_many([big] * 7)  # one batch of 7 MB, of which one record is to be had at a time
     long = [bytes([n]) + bytes(100 << 10) for n in range(3)]
     for number in range(60):
@@ -223,8 +223,8 @@ def test_a_damaged_batch_is_told_to_one_member_once_and_the_floor_passes_it(
             for source in sources:
                 try:
                     source.process(lambda record: seen.append(record.offset))
-                except rlog.CorruptData as error:
-                    errors.append(error)
+                except rlog.CorruptData as damage:
+                    errors.append(damage)
         [error] = errors
         assert (error.log, error.first, error.end) == ("l", 2, 4)
         assert error.file == str(segment.relative_to(server.data_dir))

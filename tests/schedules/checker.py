@@ -13,7 +13,7 @@ from rlog.decisions import Leave
 from rlog.decisions.desk import FIRST_RIGHT_SECONDS, Lapse
 from rlog_client import batch, protocol
 from rlog_client.model import PRODUCER_ID
-from tests.schedules.record import Decision, Start
+from tests.schedules.record import Decision, Given, Start
 from tests.schedules.world import LOG
 
 if TYPE_CHECKING:
@@ -123,10 +123,12 @@ class Checker:
     def say(self, text: str) -> None:
         self.wrong.append(f"decision {self.at}: {text}")
 
-    def run(self, entries: Sequence[Decision | Start]) -> None:
+    def run(self, entries: Sequence[Decision | Start | Given]) -> None:
         for self.at, entry in enumerate(entries):
             if isinstance(entry, Start):
                 self._start(entry)
+                continue
+            if not isinstance(entry, Decision):
                 continue
             self._trims(entry)
             if entry.error is None:

@@ -7,23 +7,23 @@ added, and the answer as it was made. What a crash loses is cut off at the next 
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from unittest import mock
 
 import msgspec
 
+from rlog import facts
 from rlog.broker import Broker
 from rlog.decisions import DECISIONS, Answer
 from rlog.decisions.watch import Retain
 from rlog_client.errors import RlogError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
-    from rlog import facts
     from rlog.broker import Decided
-    from rlog.decisions import Desk, Make, Waiting
-    from rlog_client.protocol import Control
+    from rlog.decisions import Desk, Make, Peer, Waiting
+    from rlog_client.protocol import Assigned, Control
 
 
 class Decision:
@@ -49,14 +49,25 @@ class Decision:
 class Start:
     """A life begins. ``lost``: it found nothing of these."""
 
-    def __init__(self, now: float, lost: list[Decision | Start]) -> None:
+    def __init__(self, now: float, lost: Sequence[Decision | Start | Given]) -> None:
         self.now = now
         self.lost = lost
 
 
+class Given(NamedTuple):
+    """A member of a shared consumer was sent records. ``landed``: the last frame carried out."""
+
+    peer: Peer
+    consumer: str
+    epoch: int
+    assigned: Assigned
+    now: float
+    landed: int
+
+
 class Recorder:
     def __init__(self) -> None:
-        self.entries: list[Decision | Start] = []
+        self.entries: list[Decision | Start | Given] = []
         self._open: list[Decision] = []  # of the frame that is being decided
         self._by_request: dict[tuple[int, int], Decision] = {}
         # The number of the last frame that was handed over.

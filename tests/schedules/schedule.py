@@ -16,7 +16,7 @@ from rlog.decisions import Leave
 from rlog_client import batch, errors, model, protocol
 from rlog_client.model import PRODUCER_ID
 from tests.schedules.checker import Checker
-from tests.schedules.record import Decision, Recorder, Start, recording
+from tests.schedules.record import Decision, Given, Recorder, Start, recording
 from tests.schedules.world import LOG, NOTHING, OUT, TEN_YEARS_NS, Client, World, packed
 from tests.storage.server import ROLL
 from tests.storage.simdisk import Choice, Fill
@@ -390,7 +390,8 @@ class Maker(Actor):
         values = [self.plan.payload() for _ in range(count)]
         if self.last >= 0 and not self.under_way and self.rng.random() < 0.1:
             self.next += 1  # numbers may be left out
-        raw = batch.encode(values, producer=self.id, sequence=self.next, epoch=self.epoch)
+        keys = self.plan.keys(count)
+        raw = batch.encode(values, keys, producer=self.id, sequence=self.next, epoch=self.epoch)
         sent = (self.next, bytes(raw), self.last)
         self.last = self.next + count - 1
         self.next += count
@@ -416,9 +417,11 @@ class Maker(Actor):
 class Keeper(Actor):
     """Whoever looks after consumers from outside."""
 
+    consumers = CONSUMERS
+
     def step(self) -> None:
         line = self.line or self.connect()
-        rng, consumer = self.rng, self.rng.choice(CONSUMERS)
+        rng, consumer = self.rng, self.rng.choice(self.consumers)
         control: Control
         match rng.choices(("seek", "evict", "disown", "redrive", "resume"), (2, 2, 1, 6, 1))[0]:
             case "seek":
@@ -476,6 +479,10 @@ class Plan:
         payload = b"%d:%d" % (self.seed, self._payloads)
         return payload.ljust(700) if self.options else payload
 
+    def keys(self, _count: int) -> list[bytes | None] | None:
+        """Of the next so many records."""
+        return None
+
     # --- the steps ----------------------------------------------------------------------------
 
     def run(self, steps: int = STEPS) -> list[str]:
@@ -511,8 +518,7 @@ class Plan:
         return wrong
 
     def check(self) -> list[str]:
-        protected = "c" if "c" in self.options.get("protected", ()) else ""
-        checker = Checker(always=self.world.policy == "always", protected=protected)
+        checker = self._checker()
         checker.run(self.recorder.entries)
         checker.compare(self.world.log, self.world.values(), self.world.values("b"))
         self.counts["decisions"] = len(self.recorder.entries)
@@ -521,7 +527,14 @@ class Plan:
                 self._show(number, entry)
         return checker.wrong
 
-    def _show(self, number: int, entry: Decision | Start) -> None:
+    def _checker(self) -> Checker:
+        protected = "c" if "c" in self.options.get("protected", ()) else ""
+        return Checker(always=self.world.policy == "always", protected=protected)
+
+    def _show(self, number: int, entry: Decision | Start | Given) -> None:
+        if isinstance(entry, Given):
+            print(f"{number:4} {entry.now:8.1f}     {entry.peer.name} is sent {entry.assigned}")
+            return
         if isinstance(entry, Start):
             print(f"{number:4} --- a start at {entry.now:.1f}, {len(entry.lost)} lost")
             return

@@ -26,6 +26,7 @@ class Entry:
         self.due = 0.0
         self.attempts = 0
         self.alone = self.parked = self.redriven = False
+        self.looked_up = False  # its key, in this life
 
     @property
     def is_out(self) -> bool:

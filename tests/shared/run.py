@@ -1,7 +1,7 @@
 """A dispatch and the state that it stands on, moved at random beside a model of both.
 
-Decisions are made as the broker makes them: the fact is applied at once, and what is done when it is
-durable waits for ``land``. What a membership reads is done by hand: a batch is looked up, a key is.
+Decisions are made as the broker makes them: the fact is applied at once, and what is done when it
+is durable waits for ``land``. What a membership does is done by hand: it looks up batches and keys.
 
 ``python -m tests.shared.run SEED`` prints what one seed does.
 """
@@ -11,16 +11,19 @@ from __future__ import annotations
 import copy
 import random
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from rlog import facts, state
-from rlog.dispatch import Dispatch, Lot, Loss, Mate
+from rlog.dispatch import Dispatch, Loss, Lot, Mate
 from rlog_client.batch import Header
 from rlog_client.errors import CorruptData, Gap
 from tests.shared.model import At, Entry, Model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
+    from rlog.shared import Shared
 
 LOG, NAME = 1, "c"
 AWAIT_SECONDS = 5.0
@@ -40,7 +43,7 @@ class Batch(NamedTuple):
 
     @property
     def lot(self) -> Lot:
-        return Lot(self.header.base, self.header.end, 0, 100 * self.header.base, 90)
+        return Lot(self.header.base, self.header.end, (0, 0), 100 * self.header.base, 90)
 
 
 class Life(NamedTuple):
@@ -79,7 +82,7 @@ class Run:
         return self.state.logs[LOG].cursors[NAME]
 
     @property
-    def shared(self) -> state.Shared:
+    def shared(self) -> Shared:
         found = self.cursor.shared
         assert found is not None
         return found
@@ -183,11 +186,16 @@ class Run:
             self.group.skip(Loss(at, batch.header.end, error))
         else:
             self.group.feed(batch.header, batch.keys, batch.lot)
+            self.looked_up(batch)
+
+    def looked_up(self, batch: Batch) -> None:
+        for entry in self.model.entries[batch.header.base : batch.header.end]:
+            entry.looked_up = True
 
     def look_up(self, offset: int) -> None:
         batch = self.batch_at(offset)
         for entry in self.model.entries[batch.header.base : batch.header.end]:
-            if entry.gone and entry.at is At.HAND:
+            if entry.gone and entry.at is At.HAND and not entry.looked_up:
                 entry.key = None  # nobody can tell any more
         if offset < self.first:
             self.unreadable(self.group.unreadable(offset, self.first), keep=False)
@@ -195,6 +203,7 @@ class Run:
             self.unreadable(self.group.unreadable(batch.header.base, batch.header.end), keep=True)
         else:
             self.group.known(batch.header, batch.keys)
+            self.looked_up(batch)
 
     def unreadable(self, offsets: Iterable[int], *, keep: bool) -> None:
         for offset in offsets:
@@ -208,7 +217,7 @@ class Run:
             if not keep:
                 self.model.paused = False
             entry.settle(parked=keep)
-            self.effects.append(lambda offset=offset: self.group.forget_redriven(offset))
+            self.effects.append(partial(self.group.forget_redriven, offset))
 
     def given(self, epoch: int, given: list[int], count: int, end: int | None) -> None:
         assert len(given) <= count
@@ -524,6 +533,7 @@ class Run:
         for entry in self.model.entries:
             entry.sure = True
             entry.gone = entry.gone or entry.offset < self.first
+            entry.looked_up = False
             if entry.at is At.HAND:
                 entry.free()
             if entry.at is At.LATE and entry.due > self.now:

@@ -361,6 +361,9 @@ class Outlet:
     def ask(self, control: protocol.Control) -> None:
         raise AssertionError("readers ask for nothing")
 
+    def wake(self) -> None:
+        raise AssertionError("readers let nobody have anything")
+
     def __init__(self) -> None:
         self.told: list[protocol.Control] = []
         self.data = b""
