@@ -356,14 +356,15 @@ MUTANTS: Final = (
     ),
     Mutant(
         "a paused consumer forgets its streak",
-        "schedules",
+        "directed",
         (
             Edit(
-                "rlog.state:_settle",
-                "cursor.paused is None and (not cause or cause != cursor.cause)",
-                "not cause or cause != cursor.cause",
+                "rlog.state:_put_aside",
+                "cursor.paused is None and (not fact.cause or fact.cause != cursor.cause)",
+                "not fact.cause or fact.cause != cursor.cause",
             ),
         ),
+        "test_while_it_is_paused_nothing_but_a_success_forgets_the_streak",
     ),
     Mutant(
         "a success resumes and redrives nothing",
@@ -446,13 +447,13 @@ MUTANTS: Final = (
         (
             Edit(
                 f"{TRANSACTIONS}:transact",
-                "    for commit in commits:\n        _check_commit(desk, peer, commit)\n    places",
-                "    places",
+                "    for commit in control.commits:\n        _check_commit(desk, peer, commit)\n",
+                "",
             ),
             Edit(
                 f"{TRANSACTIONS}:_do_commit",
-                "    if isinstance(",
-                "    _check_commit(desk, peer, commit)\n    if isinstance(",
+                "    match commit:",
+                "    _check_commit(desk, peer, commit)\n    match commit:",
             ),
         ),
     ),
@@ -616,7 +617,7 @@ MUTANTS: Final = (
         "directed",
         (
             Edit(
-                "rlog.state:_settle",
+                "rlog.state:_put_aside",
                 'before.copy if before is not None else b""',
                 'b""',
             ),

@@ -443,6 +443,8 @@ class Keeper(Actor):
 class Plan:
     """One schedule."""
 
+    retains = True  # some have a log that trims itself
+
     def __init__(self, seed: int, *, trace: bool = False) -> None:
         self.seed = seed
         self.rng = random.Random(seed)
@@ -453,7 +455,7 @@ class Plan:
         self._payloads = 0
         policy = "always" if seed % 4 else self.rng.choice(("periodic:1s", "never"))
         self.options: dict[str, Any] = {}
-        if seed % 5 == 2:
+        if self.retains and seed % 5 == 2:
             self.options = {
                 "max_total_bytes": 16 * 1024,
                 "max_file_age": self.rng.choice((None, 3600.0)),

@@ -250,6 +250,8 @@ class Overseer(Keeper):
 class SharedPlan(Plan):
     """One schedule with shared consumers."""
 
+    retains = False
+
     def __init__(self, seed: int, *, trace: bool = False) -> None:
         self.memberships: list[tuple[Client, Membership]] = []
         super().__init__(seed, trace=trace)
