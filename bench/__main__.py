@@ -6,7 +6,7 @@ import subprocess
 import sys
 from typing import Final
 
-NAMES: Final = ("limits", "append", "consume", "process", "single", "aio", "startup")
+NAMES: Final = ("limits", "append", "consume", "process", "shared", "single", "aio", "startup")
 
 
 def main() -> int:

@@ -122,10 +122,7 @@ class MemberProcess(Process):
         subscription, hands = source._lend(), self._hands
         waiting = Wait(
             lambda: (
-                source._stopped
-                or source._called
-                or bool(hands.finished)
-                or not subscription.loan
+                source._stopped or source._called or bool(hands.finished) or not subscription.loan
             ),
             how.deadline,
         )

@@ -39,9 +39,9 @@ SIGNATURES = {
     rlog.Log.reader: "(self, whence: Whence, *, until: Whence | None = None, block: bool = True)"
     " -> Reader",
     rlog.Log.consumer: "(self, consumer_id: str | Global, /, *, start: Whence = "
-    "Whence(kind='oldest', value=0), block: bool = True, standby: bool = False,"
-    " takeover: bool = False, autocommit: bool = False, hand_seconds: float | None = None)"
-    " -> Consumer",
+    "Whence(kind='oldest', value=0), block: bool = True, shared: bool = False,"
+    " standby: bool = False, takeover: bool = False, autocommit: bool = False,"
+    " hand_seconds: float | None = None) -> Consumer",
     rlog.Log.cursor: "(self, consumer_id: str | Global, /) -> Cursor",
     rlog.Log.cursors: "(self) -> list[CursorInfo]",
     rlog.Log.info: "(self) -> LogInfo",
@@ -94,7 +94,7 @@ FIELDS: dict[type[Any], list[str]] = {
     rlog.LogInfo: ["name", "id", "first", "end", "synced_end", "bytes", "options", "owner"],
     rlog.CursorInfo: [
         "log", "id", "committed", "lag_records", "lag_bytes", "lag_seconds", "members",
-        "parked", "paused",
+        "parked", "paused", "held_back",
     ],
     rlog.Parked: ["record", "reason", "error", "attempts", "parked_ns"],
     rlog.Backoff: ["first", "cap", "max_attempts", "pause_after"],
@@ -262,7 +262,11 @@ def test_the_types_are_what_a_type_checker_sees() -> None:
             assert_type(consumer.process(lambda record: rlog.Skip("why")), int)
             assert_type(consumer.process(lambda record: None), int)
             assert_type(consumer.seek(rlog.time(0.0)), int)
+        with log.consumer("s", shared=True) as member:
+            assert_type(member, rlog.Consumer)
+            assert_type(member.process(lambda record: None, in_flight=64), int)
         cursor = log.cursor("c")
+        assert_type(cursor.info().held_back, str | None)
         assert_type(cursor.seek(rlog.offset(1), force=True), tuple[int, int])
         assert_type(cursor.info().lag_seconds, float)
         assert_type(log.cursors(), list[rlog.CursorInfo])

@@ -54,9 +54,7 @@ def calls_of(member: str, lines: Iterable[str], death_ns: int | None) -> list[Ca
         else:
             _, attempt, begin_ns = begun.pop(int(offset))
             end_ns = int(time_ns)
-            call = Call(
-                int(offset), key, member, attempt, begin_ns, end_ns, middle, death_ns
-            )
+            call = Call(int(offset), key, member, attempt, begin_ns, end_ns, middle, death_ns)
             calls.append(call)
     if begun and death_ns is None:
         raise ValueError(f"{member} ended in order, with {sorted(begun)} in hand")

@@ -3,7 +3,8 @@
     python -m tests.e2e.member URL LOG '{"poison": [3], "in_flight": 1, ...}'
 
 Handles what there is, and writes each offset with its attempt to stdout before it dies or goes on.
-``shared``: as one of many. ``death``: "exit", "kill", or "return": leave ``process`` at the poison by Stop, then vanish.
+``shared``: as one of many.
+``death``: "exit", "kill", or "return": leave ``process`` at the poison by Stop, then vanish.
 """
 
 from __future__ import annotations

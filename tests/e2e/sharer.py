@@ -69,15 +69,16 @@ class Notes:
         os.write(self._fd, line.encode())
 
 
+def connected(url: str, name: str) -> rlog.Client:
+    while True:
+        try:
+            return rlog.connect(url, timeout=None, name=name)
+        except rlog.ConnectionLost:
+            time.sleep(0.05)  # the server is not there just now
+
+
 def run_blocking(url: str, log: str, notes: Notes, options: Any) -> None:
-    with contextlib.ExitStack() as stack:
-        while True:
-            try:
-                client = stack.enter_context(rlog.connect(url, timeout=None, name=options["name"]))
-            except rlog.ConnectionLost:
-                time.sleep(0.05)  # the server is not there just now
-            else:
-                break
+    with connected(url, options["name"]) as client:
         consumer = client.log(log).consumer("c", shared=True)
         signal.signal(signal.SIGTERM, lambda *_: consumer.stop())
 

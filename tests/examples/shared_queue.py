@@ -31,6 +31,11 @@ if __name__ == "__main__":
     workers = [context.Process(target=work, args=(sys.argv[1],)) for _ in range(count)]
     for worker in workers:
         worker.start()
-    signal.signal(signal.SIGTERM, lambda *_: [worker.terminate() for worker in workers])
+
+    def stop(*_: object) -> None:
+        for worker in workers:
+            worker.terminate()
+
+    signal.signal(signal.SIGTERM, stop)
     for worker in workers:
         worker.join()
