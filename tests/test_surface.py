@@ -296,7 +296,11 @@ def test_the_types_are_what_a_type_checker_sees() -> None:
                 transaction.commit(consumer, next(consumer))
             assert_type(transaction.receipts, list[rlog.Receipt])
             assert_type(consumer.seek(rlog.time(0.0)), int)
+        with log.consumer("s", shared=True) as member:
+            assert_type(member, rlog.Consumer)
+            assert_type(member.process(lambda record: None, in_flight=64), int)
         cursor = log.cursor("c")
+        assert_type(cursor.info().held_back, str | None)
         assert_type(cursor.seek(rlog.offset(1), force=True), tuple[int, int])
         assert_type(cursor.info().lag_seconds, float)
         assert_type(log.latest(b"k"), rlog.Record | None)

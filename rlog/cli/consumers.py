@@ -243,7 +243,7 @@ def consumers_redrive(
 @consumers.command("evict", help="End the claim on a consumer now; who held it is fenced.")
 @click.argument("log")
 @click.argument("id", type=CONSUMER)
-@option("--member", metavar="NAME", help="Only if, or as far as, it is held under this name.")
+@option("--member", metavar="NAME", help="Only if, or where, it is held under this name.")
 @pass_settings
 def consumers_evict(settings: Settings, log: str, id: str | Global, member: str | None) -> None:
     with settings.client() as client:

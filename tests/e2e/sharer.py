@@ -69,13 +69,16 @@ class Notes:
         os.write(self._fd, line.encode())
 
 
+def connected(url: str, name: str) -> rlog.Client:
+    while True:
+        try:
+            return rlog.connect(url, timeout=None, name=name)
+        except rlog.ConnectionLost:
+            time.sleep(0.05)  # the server is not there just now
+
+
 def run_blocking(url: str, log: str, notes: Notes, options: Any) -> None:
-    client = None
-    while client is None:
-        with contextlib.suppress(rlog.ConnectionLost):  # the server may not be there just now
-            client = rlog.connect(url, timeout=None, name=options["name"])
-        time.sleep(0.05 * (client is None))
-    with client:
+    with connected(url, options["name"]) as client:
         consumer = client.log(log).consumer("c", shared=True)
         signal.signal(signal.SIGTERM, lambda *_: consumer.stop())
 

@@ -183,7 +183,8 @@ def share(
             eventually(is_done, "all is settled", 120)
             crowd.end()
             info = cursor.info()
-            assert info.committed == len(keys) and not info.members, info
+            assert info.committed == len(keys), info
+            assert not info.members, info
         finally:
             crowd.end_somehow()
     calls = read_calls(crowd.files, crowd.deaths)
@@ -261,20 +262,16 @@ def test_a_server_that_comes_back_gives_nobodys_records_to_others(
 # --- the judge ------------------------------------------------------------------------------
 
 
-def notes(*lines: str) -> list[str]:
-    return list(lines)
-
-
-GOOD: Final = calls_of("a", notes("begin 0 k 1 10", "end 0 k commit 20"), None)
-MORE: Final = calls_of("b", notes("begin 1 k 1 30", "end 1 k commit 40"), None)
+GOOD: Final = calls_of("a", ["begin 0 k 1 10", "end 0 k commit 20"], None)
+MORE: Final = calls_of("b", ["begin 1 k 1 30", "end 1 k commit 40"], None)
 TWO: Final[dict[int, str | None]] = {0: "k", 1: "k"}
 
 
 def test_the_judge_lets_good_ones_go() -> None:
     assert judge([*GOOD, *MORE], TWO)["calls"] == 2
-    died = calls_of("c", notes("begin 0 k 1 1", "end 0 k commit 5"), 7)
+    died = calls_of("c", ["begin 0 k 1 1", "end 0 k commit 5"], 7)
     assert judge([*died, *GOOD, *MORE], TWO)["again"] == 1
-    cut = calls_of("c", notes("begin 0 k 1 1"), 7)
+    cut = calls_of("c", ["begin 0 k 1 1"], 7)
     assert judge([*cut, *GOOD, *MORE], TWO)["cut short"] == 1
 
 
@@ -282,20 +279,20 @@ def test_the_judge_lets_good_ones_go() -> None:
     ("calls", "complaint"),
     [
         (GOOD, "never done with"),
-        ([*GOOD, *calls_of("b", notes("begin 1 k 1 15", "end 1 k commit 40"), None)], "two hands"),
-        ([*GOOD, *calls_of("b", notes("begin 1 k 1 3", "end 1 k commit 4"), None)], "is next"),
-        ([*GOOD, *MORE, *calls_of("b", notes("begin 0 k 1 21", "end 0 k commit 22"), None)], "set"),
-        ([*GOOD, *MORE, *calls_of("b", notes("begin 1 k 1 50"), 60)], "settled, and again"),
-        ([*MORE, *calls_of("c", notes("begin 0 k 1 1", "end 0 k retry 5"), None)], "never done"),
+        ([*GOOD, *calls_of("b", ["begin 1 k 1 15", "end 1 k commit 40"], None)], "two hands"),
+        ([*GOOD, *calls_of("b", ["begin 1 k 1 3", "end 1 k commit 4"], None)], "is next"),
+        ([*GOOD, *MORE, *calls_of("b", ["begin 0 k 1 21", "end 0 k commit 22"], None)], "set"),
+        ([*GOOD, *MORE, *calls_of("b", ["begin 1 k 1 50"], 60)], "settled, and again"),
+        ([*MORE, *calls_of("c", ["begin 0 k 1 1", "end 0 k retry 5"], None)], "never done"),
         (
             [
-                *calls_of("c", notes("begin 0 k 1 1", "end 0 k commit 2"), 15),
+                *calls_of("c", ["begin 0 k 1 1", "end 0 k commit 2"], 15),
                 *GOOD,
                 *MORE,
             ],
             "before it died",
         ),
-        ([*calls_of("c", notes("begin 0 k 1 1"), 15), *GOOD, *MORE], "two hands"),
+        ([*calls_of("c", ["begin 0 k 1 1"], 15), *GOOD, *MORE], "two hands"),
     ],
 )  # fmt: skip
 def test_the_judge_notices(calls: list[Call], complaint: str) -> None:

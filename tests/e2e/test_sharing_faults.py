@@ -1,4 +1,4 @@
-"""Members of shared consumers, and what can befall them: lost answers, interrupts, poison, disks."""
+"""Members of shared consumers, and what befalls them: lost answers, poison, disks, Ctrl-C."""
 
 from __future__ import annotations
 
@@ -66,9 +66,11 @@ class Handled:
 
 
 def process_blocking(url: str, log: str, handled: Handled, in_flight: int) -> None:
-    with rlog.connect(url) as client:
-        with client.log(log).consumer("c", shared=True, block=False) as consumer:
-            consumer.process(handled, in_flight=in_flight)
+    with (
+        rlog.connect(url) as client,
+        client.log(log).consumer("c", shared=True, block=False) as consumer,
+    ):
+        consumer.process(handled, in_flight=in_flight)
 
 
 def iterate_blocking(url: str, log: str, handled: Handled, _in_flight: int) -> None:
@@ -84,18 +86,22 @@ async def process_async(url: str, log: str, handled: Handled, in_flight: int) ->
         await anyio.lowlevel.checkpoint()
         return handled(record)
 
-    async with rlog.connect_async(url) as client:
-        async with (await client.log(log)).consumer("c", shared=True, block=False) as consumer:
-            await consumer.process(handle, in_flight=in_flight)
+    async with (
+        rlog.connect_async(url) as client,
+        (await client.log(log)).consumer("c", shared=True, block=False) as consumer,
+    ):
+        await consumer.process(handle, in_flight=in_flight)
 
 
 async def iterate_async(url: str, log: str, handled: Handled, _in_flight: int) -> None:
-    async with rlog.connect_async(url) as client:
-        async with (await client.log(log)).consumer("c", shared=True) as consumer:
-            async for record in consumer:
-                await consumer.settle(record, handled(record) or rlog.COMMIT)
-                if len(handled.calls) == len(KEYS) + 1:
-                    break
+    async with (
+        rlog.connect_async(url) as client,
+        (await client.log(log)).consumer("c", shared=True) as consumer,
+    ):
+        async for record in consumer:
+            await consumer.settle(record, handled(record) or rlog.COMMIT)
+            if len(handled.calls) == len(KEYS) + 1:
+                break
 
 
 WAYS: dict[str, Callable[[str, str, Handled, int], None]] = {
@@ -163,10 +169,12 @@ def test_of_two_one_is_cut_off_again_and_again_and_all_is_handled_in_order_per_k
             done.append(record.offset)
 
     def work(url: str, in_flight: int) -> None:
-        with rlog.connect(url, timeout=None) as client:
-            with client.log(log.name).consumer("c", shared=True) as consumer:
-                sources.append(consumer)
-                consumer.process(handle, in_flight=in_flight)
+        with (
+            rlog.connect(url, timeout=None) as client,
+            client.log(log.name).consumer("c", shared=True) as consumer,
+        ):
+            sources.append(consumer)
+            consumer.process(handle, in_flight=in_flight)
 
     sources: list[rlog.Consumer] = []
     threads = [
@@ -286,9 +294,12 @@ def test_after_a_failed_sync_members_are_told_and_nothing_is_lost(
     with server.connect() as client:
         log = client.log("l", create=True)
         log.append_many([rlog.Item(b"%d" % n, key=b"%d" % (n % 5)) for n in range(100)])
-        with contextlib.suppress(rlog.RlogError), log.consumer("c", shared=True) as consumer:
-            with pytest.raises((rlog.StorageFailed, rlog.OutcomeUnknown)):
-                consumer.process(handle, in_flight=4)
+        with (
+            contextlib.suppress(rlog.RlogError),
+            log.consumer("c", shared=True) as consumer,
+            pytest.raises((rlog.StorageFailed, rlog.OutcomeUnknown)),
+        ):
+            consumer.process(handle, in_flight=4)
     server.stop()
     server.start()
     with server.connect() as client:

@@ -32,10 +32,10 @@ if __name__ == "__main__":
     for worker in workers:
         worker.start()
 
-    def end(*_: object) -> None:
+    def stop(*_: object) -> None:
         for worker in workers:
             worker.terminate()
 
-    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGTERM, stop)
     for worker in workers:
         worker.join()
