@@ -128,7 +128,9 @@ def recording(recorder: Recorder) -> Iterator[None]:
             given = make
             if getattr(control, "shared", False):
                 # A member is back at once, whether it hears of it or a crash is faster.
-                decision.answer = make(True).control
+                answer = make(True)
+                assert isinstance(answer, Answer)
+                decision.answer = answer.control
 
             def noted(synced: bool) -> Any:
                 answer = given(synced)

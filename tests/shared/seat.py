@@ -11,6 +11,8 @@ from rlog_client import batch, model, protocol
 from tests.schedules.world import LOG, Client, World
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rlog.subscription import Read
     from rlog_client.protocol import Control
 
@@ -72,6 +74,12 @@ class Seat:
         assert found is not None
         self.membership.deliver(read, found)
 
+    def step(self) -> None:
+        """One read."""
+        read = self.read()
+        assert read is not None
+        self.deliver(read)
+
     def pump(self) -> None:
         while (read := self.read()) is not None:
             self.deliver(read)
@@ -110,8 +118,7 @@ class Seat:
     def assigned(self) -> list[int]:
         return [offset for each in self.all(protocol.Assigned) for offset in each.offsets]
 
-    @property
-    def lending(self) -> bool:
+    def is_lending(self) -> bool:
         """Its last loan is open."""
         return not any(
             request == 100 + self._loans and isinstance(control, protocol.Settled)
@@ -119,7 +126,7 @@ class Seat:
         )
 
 
-def world_of(*batches: list[bytes | None], **more: Any) -> World:
+def world_of(*batches: Sequence[bytes | None], **more: Any) -> World:
     """A log of batches with these keys."""
     world = World(**more)
     filler = world.client("filler")

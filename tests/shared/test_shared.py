@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,7 +27,7 @@ def made(of: list[tuple[int, int]]) -> list[int]:
 def test_ranges_hold_what_was_added_and_touch_nowhere(of: list[tuple[int, int]]) -> None:
     ranges = made(of)
     assert offsets(ranges) == {offset for begin, end in of for offset in range(begin, end)}
-    assert all(a < b for a, b in zip(ranges, ranges[1:], strict=False))
+    assert all(a < b for a, b in pairwise(ranges))
 
 
 @given(st.lists(bounds, max_size=12), st.integers(-2, 50))
@@ -62,7 +64,7 @@ def test_the_floor_is_the_first_that_is_not_settled(
         assert now >= before
         assert now == min(set(range(max(done, default=0) + 2)) - done)
         assert offsets(shared.settled) == {offset for offset in done if offset >= now}
-        settled = {offset for offset in range(max(begin, before), end)}
+        settled = set(range(max(begin, before), end))
         failed, alone = failed - settled, alone - settled
         assert set(shared.failed) == failed
         assert shared.alone == alone

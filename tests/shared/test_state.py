@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
 from rlog import facts, state
@@ -42,9 +43,7 @@ def completed(*done: int, epoch: int = 1, begun: tuple[int, ...] = ()) -> facts.
 
 def parked(offset: int, **more: object) -> facts.Parked:
     made = facts.Parked(1, "s", 1, offset, 2, "why", "E", "", None, True, 0)
-    for name, value in more.items():
-        made = facts.msgspec.structs.replace(made, **{name: value})
-    return made
+    return msgspec.structs.replace(made, **more)
 
 
 def test_who_joins_makes_the_consumer_and_is_one_of_its_members() -> None:
