@@ -11,8 +11,11 @@ APPENDS = "rlog.decisions.appends"
 CONSUMERS = "rlog.decisions.consumers"
 DESK = "rlog.decisions.desk"
 TRANSACTIONS = "rlog.decisions.transactions"
+MEMBERS = "rlog.decisions.members"
+DISPATCH = "rlog.dispatch:Dispatch"
 
-# The judge is "schedules", or "directed", by the test that ``first`` names.
+# The judge is "schedules", or "sharing" (of shared consumers), "model" (of their dispatch), or
+# "directed", by the test that ``first`` names.
 MUTANTS: Final = (
     # --- the races ----------------------------------------------------------------------------
     Mutant(
@@ -635,5 +638,164 @@ MUTANTS: Final = (
             ),
         ),
         "test_with_its_connection_what_waits_is_gone",
+    ),
+    # --- shared consumers ---------------------------------------------------------------------
+    Mutant(
+        "a key is free when its settlement is decided",
+        "sharing",
+        (
+            Edit(
+                f"{MEMBERS}:_settled",
+                "_then(desk, key, lambda group: group.settled(offsets))",
+                "group.settled(offsets)",
+            ),
+        ),
+    ),
+    Mutant(
+        "a record of a member that vanished is given while that is not durable",
+        "sharing",
+        (
+            Edit(
+                f"{MEMBERS}:vanish",
+                "_then(desk, key, lambda group: group.gone(control.epoch))",
+                "desk.books.groups[key].gone(control.epoch)",
+            ),
+        ),
+    ),
+    Mutant(
+        "records are settled by one who has them not",
+        "sharing",
+        (Edit(f"{MEMBERS}:_checked", "not group.has(mate, begin, end)", "False"),),
+    ),
+    Mutant(
+        "records are begun by one who has them not",
+        "sharing",
+        (
+            Edit(
+                f"{MEMBERS}:_checked",
+                "offset not in mate.hands or holds(finished, offset)",
+                "False",
+            ),
+        ),
+    ),
+    Mutant(
+        "what is retried is in hand until that is durable",
+        "directed",
+        (Edit(f"{MEMBERS}:_retry", "group.put_down(mate, [(offset, offset + 1)])", "pass"),),
+        "test_a_record_that_is_retried_and_committed_in_one_frame_is_retried_only",
+    ),
+    Mutant(
+        "what is given back is given back when the frame is durable",
+        "directed",
+        (
+            Edit(
+                f"{MEMBERS}:commit_records",
+                "group.give_back(mate, set(control.back).difference(control.begun))",
+                "_then(desk, key, lambda group: group.give_back(mate, control.back))",
+            ),
+        ),
+        "test_what_was_given_back_and_is_given_again_in_the_meantime_is_kept",
+    ),
+    Mutant(
+        "ranges that touch stay two",
+        "sharing",
+        (Edit("rlog.shared:add", "bisect_right(ranges, end)", "bisect_left(ranges, end)"),),
+    ),
+    Mutant(
+        "a vanish with one record in hand fails nothing",
+        "sharing",
+        (
+            Edit(
+                "rlog.state:Cursor.lost_member",
+                "begun if len(begun) == 1 else []",
+                "[]",
+            ),
+        ),
+    ),
+    Mutant(
+        "a vanish with several records in hand fails each",
+        "sharing",
+        (
+            Edit(
+                "rlog.state:Cursor.lost_member",
+                "begun if len(begun) == 1 else []",
+                "begun",
+            ),
+        ),
+    ),
+    Mutant(
+        "suspects are delivered beside others",
+        "sharing",
+        (Edit(f"{DISPATCH}.assign", "if offset in alone:", "if False:"),),
+    ),
+    Mutant(
+        "one that has a suspect in hand is given more",
+        "model",
+        (Edit(f"{DISPATCH}.assign", "(mate.hands and self._is_alone(mate))", "False"),),
+    ),
+    Mutant(
+        "in_hand is believed of a record that another has",
+        "sharing",
+        (
+            Edit(
+                f"{DISPATCH}.back",
+                "epoch not in self._awaited or not self._restore(offset, end)",
+                "self.cursor.is_settled(offset)",
+            ),
+        ),
+    ),
+    Mutant(
+        "the epoch of a member is used again",
+        "sharing",
+        (
+            Edit(
+                f"{MEMBERS}:join",
+                "cursor.epoch + 1 if cursor is not None else 1",
+                "1 + max(shared.members if shared is not None else (), default=0)",
+            ),
+        ),
+    ),
+    Mutant(
+        "the delay of a shared consumer's record is forgotten at a restart",
+        "directed",
+        (
+            Edit(
+                f"{DESK}:Books.begin_life",
+                "cursor.shared.members, until, dues",
+                "cursor.shared.members, until, {}",
+            ),
+        ),
+        "test_a_delay_is_waited_out_after_a_restart_and_somebody_is_woken_for_it",
+    ),
+    Mutant(
+        "nobody is woken for a delay",
+        "model",
+        (Edit(f"{DISPATCH}._delay", "self._set_alarm(due)", "pass"),),
+    ),
+    Mutant(
+        "keys of what is in hand since before a start are not looked up",
+        "model",
+        (Edit(f"{DISPATCH}._restore", "insort(self._unsure, offset)", "pass"),),
+    ),
+    Mutant(
+        "a record waits behind a key that is free",
+        "model",
+        (Edit(f"{DISPATCH}._release", "self._offer(following)", "pass"),),
+    ),
+    Mutant(
+        "what a member dropped while it was away is nobody's",
+        "model",
+        (Edit(f"{DISPATCH}.back", "self._come_again(list(before.hands))", "pass"),),
+    ),
+    Mutant(
+        "a paused consumer is given all there is",
+        "model",
+        (Edit(f"{DISPATCH}.assign", "count = 1 - len(self._holder)", "pass"),),
+    ),
+    Mutant(
+        "what a member lost while it was away is counted when it vanishes",
+        "directed",
+        (Edit(f"{MEMBERS}:_come_back", "begun != member.begun", "False"),),
+        "test_what_a_member_lost_while_it_was_away_is_not_counted_when_it_vanishes",
     ),
 )

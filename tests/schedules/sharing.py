@@ -493,10 +493,7 @@ class SharedChecker(Checker):
         seat = sharing.seats[epoch]
         seat.peer, seat.hand_seconds = peer, control.hand_seconds
         others = {o for e, other in sharing.seats.items() if e != epoch for o in other.hands}
-        if isinstance(answer, protocol.Claimed):
-            kept = set(answer.in_hand)
-        else:  # a crash was faster than the answer
-            kept = {o for o in control.in_hand if not sharing.is_settled(o)} - others
+        kept = set(answer.in_hand) if isinstance(answer, protocol.Claimed) else set()
         for offset in kept:
             if offset not in control.in_hand:
                 self.say(f"{offset} is said to be in hand, and was not: {control}")

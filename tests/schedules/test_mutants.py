@@ -10,23 +10,35 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from tests.schedules import (
+    schedule,
+    sharing,
     test_claims,
+    test_members,
     test_producers,
     test_retention,
     test_transactions,
     test_verdicts,
 )
 from tests.schedules.mutants import MUTANTS
-from tests.schedules.schedule import run
+from tests.shared.run import Run
 from tests.storage.mutants import Mutant, planted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections import Counter
+    from collections.abc import Callable, Iterator
 
 SEEDS = 400
 
 
 def by_schedules(_first: str) -> str:
+    return _by_seeds(schedule.run)
+
+
+def by_sharing(_first: str) -> str:
+    return _by_seeds(sharing.run)
+
+
+def _by_seeds(run: Callable[[int], tuple[list[str], Counter[str]]]) -> str:
     for seed in range(SEEDS):
         try:
             wrong, _counts = run(seed)
@@ -37,11 +49,21 @@ def by_schedules(_first: str) -> str:
     return ""
 
 
+def by_model(_first: str) -> str:
+    for seed in range(SEEDS):
+        try:
+            Run(seed).run()
+        except Exception as error:
+            return f"seed {seed}: {type(error).__name__}: {error}"
+    return ""
+
+
 def by_directed(first: str) -> str:
     [test] = [
         getattr(module, first)
         for module in (
             test_claims,
+            test_members,
             test_producers,
             test_retention,
             test_transactions,
@@ -66,7 +88,12 @@ def cases(test: Any) -> Iterator[dict[str, Any]]:
         yield {mark.args[0]: value for mark, value in zip(marks, values, strict=True)}
 
 
-JUDGES = {"schedules": by_schedules, "directed": by_directed}
+JUDGES = {
+    "schedules": by_schedules,
+    "sharing": by_sharing,
+    "model": by_model,
+    "directed": by_directed,
+}
 
 
 class Row(NamedTuple):
