@@ -73,6 +73,7 @@ def test_a_transaction_whose_answer_is_lost_is_done_once(
 
         def lose() -> None:
             eventually(lambda: onlooker.log("b").info().end == 1, "it is done")
+            eventually(lambda: proxy.swallowed > 0, "and its answer is lost")
             if how == "killed":
                 restart(own)
             proxy.cut()
@@ -85,7 +86,6 @@ def test_a_transaction_whose_answer_is_lost_is_done_once(
             transaction.append(out, b"x", expect=0)
             transaction.commit(consumer, record)
         losing.join()
-        assert proxy.swallowed
         [receipt] = transaction.receipts
         assert (receipt.first, receipt.end, receipt.duplicate) == (0, 1, True)
         assert (consumer.committed, values(out)) == (1, [b"x"])
