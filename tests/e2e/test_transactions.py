@@ -603,7 +603,7 @@ def test_a_member_killed_with_a_record_in_hand_that_a_transaction_began_failed_i
     options = {"poison": [3], "in_flight": 1, "death": "kill", "max_attempts": 5, "to": out.name}
     code, calls = run(server.unix, log.name, **options)
     assert (code, calls) == (-signal.SIGKILL, [(0, 1), (1, 1), (2, 1), (3, 1)])
-    with log.consumer("c", block=False) as consumer:
+    with log.consumer("c", standby=True) as consumer:  # until the server sees that it is gone
         [record, *_] = consumer.poll(timeout=30.0)
         assert (record.offset, record.attempt) == (3, 2)
         assert values(out) == [b"0", b"1", b"2"]
