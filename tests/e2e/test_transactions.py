@@ -73,6 +73,7 @@ def test_a_transaction_whose_answer_is_lost_is_done_once(
 
         def lose() -> None:
             eventually(lambda: onlooker.log("b").info().end == 1, "it is done")
+            eventually(lambda: proxy.swallowed > 0, "and its answer is lost")
             if how == "killed":
                 restart(own)
             proxy.cut()
@@ -85,7 +86,6 @@ def test_a_transaction_whose_answer_is_lost_is_done_once(
             transaction.append(out, b"x", expect=0)
             transaction.commit(consumer, record)
         losing.join()
-        assert proxy.swallowed
         [receipt] = transaction.receipts
         assert (receipt.first, receipt.end, receipt.duplicate) == (0, 1, True)
         assert (consumer.committed, values(out)) == (1, [b"x"])
@@ -603,7 +603,7 @@ def test_a_member_killed_with_a_record_in_hand_that_a_transaction_began_failed_i
     options = {"poison": [3], "in_flight": 1, "death": "kill", "max_attempts": 5, "to": out.name}
     code, calls = run(server.unix, log.name, **options)
     assert (code, calls) == (-signal.SIGKILL, [(0, 1), (1, 1), (2, 1), (3, 1)])
-    with log.consumer("c", block=False) as consumer:
+    with log.consumer("c", standby=True) as consumer:  # until the server sees that it is gone
         [record, *_] = consumer.poll(timeout=30.0)
         assert (record.offset, record.attempt) == (3, 2)
         assert values(out) == [b"0", b"1", b"2"]
