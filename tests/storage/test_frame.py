@@ -129,7 +129,7 @@ def test_padding_fills_the_last_page(length: int) -> None:
 
 
 def test_every_fact_is_read_back() -> None:
-    options = facts.Options("periodic:1s", 4096)
+    options = facts.Options("periodic:1s", 4096, False, 1 << 40, 7.5, 0.5, ("@global", "billing"))
     every: list[facts.Fact] = [
         facts.Opened(),
         facts.Appended(BATCHES[0][:HEADER_BYTES]),
@@ -153,6 +153,10 @@ def test_every_fact_is_read_back() -> None:
         facts.Resumed(1, "billing"),
         facts.Named(1, 2**63, "etl", 4, True),
         facts.Dropped(1, [2**64 - 1]),
+        facts.Doubted(),
+        facts.Trusted("boot", -(2**62)),
+        facts.Opened("boot", 2**62),
+        facts.Trimmed(1, 9, [("billing", 8, b"batch")]),
     ]
     assert {type(fact) for fact in every} == set(facts.Fact.__args__)
     assert facts.decode(facts.encode(every)) == every
