@@ -129,7 +129,7 @@ def test_padding_fills_the_last_page(length: int) -> None:
 
 
 def test_every_fact_is_read_back() -> None:
-    options = facts.Options("periodic:1s", 4096)
+    options = facts.Options("periodic:1s", 4096, False, 1 << 40, 7.5, 0.5, ("@global", "billing"))
     every: list[facts.Fact] = [
         facts.Opened(),
         facts.Appended(BATCHES[0][:HEADER_BYTES]),
@@ -154,6 +154,15 @@ def test_every_fact_is_read_back() -> None:
         facts.Named(1, 2**63, "etl", 4, True),
         facts.Dropped(1, [2**64 - 1]),
         facts.Transacted(2**64 - 1, 2**63 - 1, [(1, 0, 2), (2, 7, 8)], [5]),
+        facts.Doubted(),
+        facts.Trusted("boot", -(2**62)),
+        facts.Opened("boot", 2**62),
+        facts.Trimmed(1, 9, [("billing", 8, b"batch")]),
+        facts.Compacted(1, 5, 9, 1, 4096, 2, 2),
+        facts.Joined(1, "billing", 3, b"token", "host:1", 7),
+        facts.Vanished(1, "billing", 3, [9], "it vanished"),
+        facts.Completed(1, "billing", 3, [7, 9], [12, 15]),
+        facts.Completed(1, "billing", 3, [9, 10], None),
     ]
     assert {type(fact) for fact in every} == set(facts.Fact.__args__)
     assert facts.decode(facts.encode(every)) == every
