@@ -155,8 +155,7 @@ def consumers_ls(settings: Settings, log: str | None, fail_empty: bool) -> int:
 
 @consumers.command(
     "describe",
-    help="One consumer: where it stands, who holds it, and what is in hand; of a shared one, a "
-    "line for each member.",
+    help="One consumer: where it stands, who holds it, what is in hand; a line for each member.",
 )
 @click.argument("log")
 @click.argument("id", type=CONSUMER)
@@ -243,7 +242,7 @@ def consumers_redrive(
 @consumers.command("evict", help="End the claim on a consumer now; who held it is fenced.")
 @click.argument("log")
 @click.argument("id", type=CONSUMER)
-@option("--member", metavar="NAME", help="Only if, or where, it is held under this name.")
+@option("--member", metavar="NAME", help="Only what is held under this name.")
 @pass_settings
 def consumers_evict(settings: Settings, log: str, id: str | Global, member: str | None) -> None:
     with settings.client() as client:

@@ -73,13 +73,20 @@ def test_what_was_answered_is_not_in_hand_after_coming_back(own: Server, proxy: 
             source.settle(record, rlog.Retry(0.05), wait=False)
             assert isinstance(source, Member)
 
-            def answered() -> bool:
-                client._transport.serve()
-                return source._flight[0].call.done
+            def driven(condition: Callable[[], bool], what: str) -> None:
+                def happens() -> bool:
+                    client._transport.serve()
+                    return condition()
 
-            eventually(answered, "it is answered")
+                eventually(happens, what)
+
+            # By the connection alone, as for a handler's task: nobody looks at the answer yet.
+            driven(lambda: source._flight[0].call.done, "it is answered")
             again_on_its_port(own)
             proxy.cut()
+            driven(lambda: client._transport.session.lost is not None, "it is lost")
+            driven(lambda: client._transport.session.greeted, "it is back")
+            driven(lambda: source._claiming.call.done, "the claim is")
             for expected in ((0, 2), (1, 1)):
                 [record] = source.poll(timeout=10)
                 assert (record.offset, record.attempt) == expected
