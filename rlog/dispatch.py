@@ -658,10 +658,14 @@ class Dispatch:
         """Durably done with, or to be had by nobody: they hold up their keys no more."""
         for offset in offsets:
             self._drop_hand(offset)
-            self._no_delay(offset)
-            self._redriven.discard(offset)
-            _take(self._unsure, offset, offset + 1)
-            _take(self._unknown, offset, offset + 1)  # (redriven since: that comes to be seen)
+            if offset in self._due_at:
+                self._no_delay(offset)
+            if self._unsure:
+                _take(self._unsure, offset, offset + 1)
+            if offset in self._redriven:
+                self._redriven.discard(offset)
+                # (Redriven once more since: that comes to be seen.)
+                _take(self._unknown, offset, offset + 1)
             self._release(offset)
 
     def _release(self, offset: int) -> int | None:
@@ -670,8 +674,8 @@ class Dispatch:
         if key is None:
             return None
         line = self._lines[key]
-        line.out -= 1
-        if line.out:
+        if line.out > 1:
+            line.out -= 1
             return None
         again, runs = line.again, line.runs
         if again and (not runs or again[0] < runs[0][0] or again[0] in self._redriven):
@@ -686,7 +690,7 @@ class Dispatch:
         else:
             del self._lines[key]
             return None
-        self._go_out(following, key)
+        self._key_of[following] = key
         self._offer(following)
         return following
 
