@@ -129,7 +129,9 @@ def test_padding_fills_the_last_page(length: int) -> None:
 
 
 def test_every_fact_is_read_back() -> None:
-    options = facts.Options("periodic:1s", 4096, False, 1 << 40, 7.5, 0.5, ("@global", "billing"))
+    options = facts.Options(
+        "periodic:1s", 4096, True, True, 1 << 40, 7.5, 0.5, ("@global", "billing")
+    )
     every: list[facts.Fact] = [
         facts.Opened(),
         facts.Appended(BATCHES[0][:HEADER_BYTES]),
