@@ -121,8 +121,7 @@ def kills(
                 number += records
                 time.sleep(chance.uniform(0.0, 0.8))
                 chain.kill()
-            while ends(client) != [number] * 3:
-                before = ends(client)
+            while (before := ends(client)) != [number] * 3:
                 eventually(partial(_moves, client, before), f"seed {seed}: on from {before}")
             assert not (why := wrong(client, number)), f"seed {seed}: {why}\n{chain.text[-3000:]}"
             # In one frame with the last record: so it is there when that is.
