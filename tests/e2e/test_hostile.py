@@ -42,7 +42,7 @@ class Target:
         self.server = server
         with server.connect() as client:
             for i in range(MANY_LOGS):
-                client.log(f"target{i}", create=True, sync="never")
+                client.log(f"target{i}", create=True, sync="never", key_index=i % 2 == 1)
             self.kept = client.log("kept", create=True).info().id
             client.log("kept").append_many([b"%d" % i for i in range(100)])
 
@@ -129,6 +129,8 @@ def one_of_each() -> list[bytes]:
         (protocol.Extend(2, "c", 1), b""),
         (protocol.OpenProducer(2, 7, "etl", exclusive=True, token=b"t"), b""),
         (protocol.ListProducers(2), b""),
+        (protocol.GetLatest(2, b"k"), b""),
+        (protocol.GetTable(2), b""),
     ]
     assert [type(control) for control, _ in controls] == list(REQUESTS)
     return [encode(i, c, len(p)) + p for i, (c, p) in enumerate(controls, 1)]

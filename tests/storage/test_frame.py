@@ -153,6 +153,7 @@ def test_every_fact_is_read_back() -> None:
         facts.Resumed(1, "billing"),
         facts.Named(1, 2**63, "etl", 4, True),
         facts.Dropped(1, [2**64 - 1]),
+        facts.Compacted(1, 10, 30, 2, 4096, 12, 7),
     ]
     assert {type(fact) for fact in every} == set(facts.Fact.__args__)
     assert facts.decode(facts.encode(every)) == every
