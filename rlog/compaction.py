@@ -19,9 +19,8 @@ remembers what is superseded since), and it counts only when that is durable. So
 record absent only if it finds the later one; and a table that is asked for later misses nothing.
 Tables that were asked for before keep what is theirs.
 
-A job is done in slices beside the work, of one batch at least and SLICE_SECONDS at most, with rests
-in between. In memory it has one batch, what it has not written yet, and the offsets that it may not
-touch.
+A job is done in slices beside the work, of about SLICE_SECONDS, with rests in between. In memory it
+has one batch, what it has not written yet, and the offsets that it may not touch.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ from .decisions import Compact, Nobody, Waiting, in_use, protected_end
 from .segment import Damage, Extent, walk
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from rlog_client.batch import Header
     from rlog_client.protocol import Control
@@ -52,13 +51,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("rlog.compaction")
 
-SLICE_SECONDS: Final = 0.01
+SLICE_SECONDS: Final = 0.005
 REST_FACTOR: Final = 3  # so a quarter of one core at most
 LOOK_SECONDS: Final = 1.0  # between looks for segments that are due
 AGAIN_SECONDS: Final = 30.0  # after one that could not be done, or not all of it
 SMALL_BYTES: Final = 64 * 1024
 WRITE_BYTES: Final = 256 * 1024
 _COPY_BYTES: Final = 1 << 20
+_AT_ONCE: Final = 1024  # records that are looked at before somebody else gets the interpreter
 _NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -154,9 +154,9 @@ class Rewriting:
         books.displaced[log.id] = self._displaced
         self._steps = self._rewrite()
 
-    def work(self) -> bool:
+    def work(self, seconds: float) -> bool:
         """A slice of it; whether it is done, or given up. Raises OSError: a sync failed."""
-        end = time.monotonic() + SLICE_SECONDS
+        end = time.monotonic() + seconds
         try:
             for _ in self._steps:
                 if time.monotonic() >= end:
@@ -180,7 +180,7 @@ class Rewriting:
                 if isinstance(found, Damage):
                     continue
                 yield from self._copy(file, at, found.position)
-                self._take(found.header, file.read(found.position, found.header.bytes))
+                yield from self._take(found.header, file.read(found.position, found.header.bytes))
                 at = found.position + found.header.bytes
                 yield
             yield from self._copy(file, at, extent.length)
@@ -199,7 +199,7 @@ class Rewriting:
             begin += len(raw)
             yield
 
-    def _take(self, header: Header, raw: bytes) -> None:
+    def _take(self, header: Header, raw: bytes) -> Iterator[None]:
         """What stays of one batch."""
         try:
             columns = decode(header, memoryview(raw)[HEADER_BYTES:])
@@ -208,14 +208,18 @@ class Rewriting:
             self._fill_hole()
             self._put(raw)
             return
-        offsets = columns.offsets(header)
-        stays: range | list[int] = range(len(offsets))
-        if columns.keys is not None:
-            stays = [
-                index
-                for index, key in enumerate(columns.keys)
-                if key is None or self._stays(offsets[index], key)
-            ]
+        yield
+        offsets, keys = columns.offsets(header), columns.keys
+        stays: Sequence[int] = range(len(offsets))
+        if keys is not None:
+            stays = some = []
+            for begin in range(0, len(keys), _AT_ONCE):
+                some += [
+                    index
+                    for index, key in enumerate(keys[begin : begin + _AT_ONCE], begin)
+                    if key is None or self._stays(offsets[index], key)
+                ]
+                yield
         self.absent += header.count - len(stays)
         if not stays:
             self._widen_hole(header)
@@ -270,6 +274,7 @@ class Compactor(Nobody):
 
     def __init__(self, broker: Broker, clock: Callable[[], float]) -> None:
         super().__init__()
+        self.slice_seconds = SLICE_SECONDS
         self._broker = broker
         self._clock = clock
         self._job: Rewriting | None = None
@@ -324,7 +329,7 @@ class Compactor(Nobody):
         assert self._job is not None
         began = time.monotonic()  # in a thread, where the loop's clock is not to be had
         try:
-            return self._job.work()
+            return self._job.work(self.slice_seconds)
         finally:
             self._took = time.monotonic() - began
 

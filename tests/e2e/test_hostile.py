@@ -42,7 +42,7 @@ class Target:
         self.server = server
         with server.connect() as client:
             for i in range(MANY_LOGS):
-                client.log(f"target{i}", create=True, sync="never")
+                client.log(f"target{i}", create=True, sync="never", key_index=i % 2 == 1)
             self.kept = client.log("kept", create=True).info().id
             client.log("kept").append_many([b"%d" % i for i in range(100)])
 
