@@ -155,7 +155,7 @@ def consumers_ls(settings: Settings, log: str | None, fail_empty: bool) -> int:
 
 @consumers.command(
     "describe",
-    help="One consumer: where it stands, who holds it, and what is in hand; a line for each member.",
+    help="One consumer: where it stands, who holds it and what is in hand; a line for each member.",
 )
 @click.argument("log")
 @click.argument("id", type=CONSUMER)
