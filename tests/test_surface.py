@@ -467,7 +467,7 @@ def test_nothing_of_the_testing_kit_is_missing_or_unpinned() -> None:
         assert {name for name in vars(cls) if not name.startswith("_")} == pinned | properties
     assert set(typing.get_args(testing.Reply)) == {
         "append", "commit", "verdict", "take", "claim", "release", "producer", "create", "alter",
-        "trim", "delete", "seek", "evict", "redrive", "resume",
+        "trim", "delete", "seek", "evict", "redrive", "resume", "transact",
     }  # fmt: skip
 
 

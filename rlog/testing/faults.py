@@ -32,13 +32,14 @@ if TYPE_CHECKING:
 
 Reply: TypeAlias = Literal[
     "append", "commit", "verdict", "take", "claim", "release", "producer", "create", "alter",
-    "trim", "delete", "seek", "evict", "redrive", "resume",
+    "trim", "delete", "seek", "evict", "redrive", "resume", "transact",
 ]  # fmt: skip
 
 # Every request that changes something, and what ``lose_reply`` calls it.
 KINDS: Final[dict[type[Control], Reply]] = {
     protocol.Append: "append",
     protocol.CommitCursor: "commit",
+    protocol.CommitRecords: "commit",
     protocol.Settle: "verdict",
     protocol.TakeRedriven: "take",
     protocol.Claim: "claim",
@@ -53,6 +54,7 @@ KINDS: Final[dict[type[Control], Reply]] = {
     protocol.Evict: "evict",
     protocol.Redrive: "redrive",
     protocol.Resume: "resume",
+    protocol.Transact: "transact",
 }
 _NO_FACTS_BYTES: Final = len(facts.encode([]))
 _RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER of 0 s: closing sends a reset
@@ -123,7 +125,11 @@ class LostReply(Fault):
         if self._log is None or isinstance(control, protocol.OpenLog):
             return self._log in (None, getattr(control, "name", None))
         log = books.state.by_name(self._log)
-        return log is not None and log.id == getattr(control, "log", None)
+        if log is None:
+            return False
+        if isinstance(control, protocol.Transact):
+            return any(each.log == log.id for each in (*control.appends, *control.commits))
+        return log.id == getattr(control, "log", None)
 
 
 class FailedSync(Fault):

@@ -35,6 +35,12 @@ def compacted(rlog: Rlog, log: str) -> list[int]:
         while json.loads(rlog.ok("logs", "describe", log, "-o", "json"))["absent"] < COUNT - 50:
             assert time.monotonic() < deadline, "it is never compacted"
             time.sleep(0.02)
+        keyed.alter(compact=False)
+        before, absent = -1, 0
+        while before != absent:  # what is under way is brought to its end
+            time.sleep(0.3)
+            found = json.loads(rlog.ok("logs", "describe", log, "-o", "json"))
+            before, absent = absent, found["absent"]
         return [record.offset for record in keyed.reader(rlog_client.OLDEST, block=False)]
 
 

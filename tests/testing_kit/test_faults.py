@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import rlog
-from rlog.decisions import DECISIONS, Leave
+from rlog.decisions import DECISIONS, Compact, Leave, Unreadable, Vanish
 from rlog.decisions.desk import Lapse
+from rlog.decisions.watch import Copied, Retain
 from rlog.testing.faults import KINDS
 from rlog_client import protocol
 from tests.e2e.serving import eventually
@@ -241,9 +242,11 @@ def test_every_request_is_either_a_change_or_known_to_only_read() -> None:
     only_read = {
         protocol.ListProducers, protocol.ListLogs, protocol.GetLog, protocol.ListSegments,
         protocol.ListParked, protocol.ListCursors, protocol.GetCursor,
+        protocol.ReadParked, protocol.GetLatest, protocol.GetTable,
         protocol.Extend,  # moves a deadline, and no fact
     }  # fmt: skip
-    assert set(KINDS) | only_read | {Leave, Lapse} == set(DECISIONS)
+    own = {Leave, Lapse, Vanish, Unreadable, Retain, Copied, Compact}
+    assert set(KINDS) | only_read | own == set(DECISIONS)
 
 
 # --- cut ----------------------------------------------------------------------------------------
