@@ -269,6 +269,8 @@ class Dispatch:
 
     def overstayed(self) -> list[int]:
         """Somebody could use what those have whose connections are lost: their epochs, once."""
+        if self._awaited:
+            return []
         found = [mate for mate in self._away.values() if not mate.ending]
         for mate in found:
             mate.ending = True
@@ -458,7 +460,7 @@ class Dispatch:
     def is_redriven(self, offset: int) -> bool:
         return offset in self._redriven
 
-    def unsettle_redriven(self, offset: int) -> None:
+    def look_up_again(self, offset: int) -> None:
         """It could not be decided what becomes of one that is unreadable."""
         _take(self._unknown, offset, offset + 1)
         self._redriven.discard(offset)
@@ -519,10 +521,13 @@ class Dispatch:
         """Why nothing new is given out, if so."""
         assert self.cursor.shared is not None
         shared, floor = self.cursor.shared, self.cursor.committed
-        if len(shared.settled) // 2 >= RANGES_MAX:
-            return f"{RANGES_MAX} ranges are settled above {floor}, which is not"
-        if len(shared.failed) >= FAILED_MAX:
-            return f"{FAILED_MAX} records have failed and are not settled"
+        if self._room() <= 0:
+            # (Together, because each record in hand may come to be one of either.)
+            ranges, failed, out = len(shared.settled) // 2, len(shared.failed), len(self._holder)
+            return (
+                f"{ranges} ranges are settled above {floor}, which is not, {failed} records have "
+                f"failed, and {out} are in hand: the limit is {RANGES_MAX}"
+            )
         if self._is_full:
             return f"{PENDING_MAX} runs of records wait, from {floor} on, most behind their keys"
         return None
