@@ -129,6 +129,7 @@ def one_of_each() -> list[bytes]:
         (protocol.Extend(2, "c", 1), b""),
         (protocol.OpenProducer(2, 7, "etl", exclusive=True, token=b"t"), b""),
         (protocol.ListProducers(2), b""),
+        (protocol.CommitRecords(2, "s", 1, [0, 1], [2], [3]), b""),
     ]
     assert [type(control) for control, _ in controls] == list(REQUESTS)
     return [encode(i, c, len(p)) + p for i, (c, p) in enumerate(controls, 1)]

@@ -153,6 +153,9 @@ def test_every_fact_is_read_back() -> None:
         facts.Resumed(1, "billing"),
         facts.Named(1, 2**63, "etl", 4, True),
         facts.Dropped(1, [2**64 - 1]),
+        facts.Joined(1, "billing", 3, b"token", "host:1", 7),
+        facts.Vanished(1, "billing", 3, [9], "it vanished"),
+        facts.Completed(1, "billing", 3, [7, 9], [12, 15]),
     ]
     assert {type(fact) for fact in every} == set(facts.Fact.__args__)
     assert facts.decode(facts.encode(every)) == every
