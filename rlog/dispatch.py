@@ -269,6 +269,8 @@ class Dispatch:
 
     def overstayed(self) -> list[int]:
         """Somebody could use what those have whose connections are lost: their epochs, once."""
+        if self._awaited:
+            return []
         found = [mate for mate in self._away.values() if not mate.ending]
         for mate in found:
             mate.ending = True
@@ -503,7 +505,7 @@ class Dispatch:
     def is_redriven(self, offset: int) -> bool:
         return offset in self._redriven
 
-    def unsettle_redriven(self, offset: int) -> None:
+    def look_up_again(self, offset: int) -> None:
         """It could not be decided what becomes of one that is unreadable."""
         _take(self._unknown, offset, offset + 1)
         self._redriven.discard(offset)

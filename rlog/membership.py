@@ -178,21 +178,21 @@ class Membership:
     def _look_further(self, log: state.Log, end: int) -> Read | None:
         """Nothing is ready. What may change that?"""
         dispatch = self._dispatch
-        if dispatch.awaiting:
-            return None
-        if (offset := dispatch.unknown) is not None:
-            return self._read(log, offset, "key")
-        if self._end is not None:
-            end = min(end, self._end)
-        if not self._sent and (offset := dispatch.scan_at(end)) is not None:
-            return self._read(log, offset, "scan")
-        if self._sent:
-            self.settle()
-            return None
-        for epoch in dispatch.overstayed():
-            self.outlet.ask(Vanish(self.log, self.consumer, epoch))
-        # Also who waits for nothing waits for that: it is there to be had.
-        if self._now and not dispatch.any_away and not (self._own and self._mate.late):
+        if not dispatch.awaiting:
+            if (offset := dispatch.unknown) is not None:
+                return self._read(log, offset, "key")
+            if self._end is not None:
+                end = min(end, self._end)
+            if not self._sent and (offset := dispatch.scan_at(end)) is not None:
+                return self._read(log, offset, "scan")
+        if not self._sent and self.books.failed is None:
+            for epoch in dispatch.overstayed():
+                self.outlet.ask(Vanish(self.log, self.consumer, epoch))
+            # What others had who are gone is to be had when they are back, or it is decided that
+            # their claims are over.
+            if not self._now or (self._own and (self._mate.late or dispatch.any_away)):
+                return None
+        if self._sent or self._now:
             self.settle()
         return None
 

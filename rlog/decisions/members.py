@@ -477,7 +477,7 @@ def _tell_standing(desk: Desk, key: Key, paused: str | None) -> None:
 def unreadable(desk: Desk, waiting: Waiting, control: Unreadable) -> Make:
     """A redriven record that cannot be had: removed, it is done with; damaged, it stays parked."""
     here = (control.log, control.consumer)
-    _writable_or_again(desk, here, lambda group: group.unsettle_redriven(control.offset))
+    _writable_or_again(desk, here, lambda group: group.look_up_again(control.offset))
     log = desk.state.logs.get(control.log)
     cursor = log.cursors.get(control.consumer) if log is not None else None
     parked = cursor.parked.get(control.offset) if cursor is not None else None

@@ -194,7 +194,8 @@ class Run:
 
     def look_up(self, offset: int) -> None:
         batch = self.batch_at(offset)
-        for entry in self.model.entries[batch.header.base : batch.header.end]:
+        end = max(batch.header.end, self.first if offset < self.first else 0)
+        for entry in self.model.entries[batch.header.base : end]:
             if entry.gone and entry.at is At.HAND and not entry.looked_up:
                 entry.key = None  # nobody can tell any more
         if offset < self.first:

@@ -165,7 +165,7 @@ def test_a_member_has_what_others_that_are_away_had_though_it_does_not_wait() ->
     a, b = Seat(world), Seat(world, "b")
     assert a.take(2) == [0, 1]
     world.leave(a.client)
-    assert b.take(now=True) == []
+    assert b.take(now=True, own=True) == []
     assert b.is_lending(), "it is being decided"
     world.pump()
     b.pump()
@@ -179,6 +179,8 @@ def test_after_a_start_who_does_not_wait_waits_for_those_who_may_come_back() -> 
     world.restart()
     b = Seat(world, "b")
     assert b.take(now=True) == []
+    assert not b.is_lending(), "it wants only what is there"
+    assert b.take(now=True, own=True) == []
     assert b.is_lending()
     world.sleep(5.1)
     b.pump()
