@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import random
+import traceback
 from typing import TYPE_CHECKING, NamedTuple
 
 from rlog.journal import Refused
@@ -159,8 +160,8 @@ def every(workload: Workload, kind: str, *faults: tuple[int, Failure]) -> list[s
                 life = Life(workload, fault)
                 life.judge_next(power_cut=False)
                 life.judge_next(power_cut=True)
-            except Exception as broke:
-                found.append(f"{fault}: {type(broke).__name__}: {broke}")
+            except Exception:
+                found.append(f"{fault}: {traceback.format_exc()}")
                 continue
             found += [f"{fault}: {wrong}" for wrong in life.wrong]
             if not life.met:
