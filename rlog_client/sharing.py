@@ -19,6 +19,7 @@ from itertools import islice
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from .consumer import DEFAULT
 from .errors import Fenced, InvalidRequest, Paused, RlogError
 from .member import OFFSETS_MAX, MemberSteps, Want
 from .model import Commit, Record, Skip
@@ -78,7 +79,7 @@ class MemberProcess(Process):
             raise InvalidRequest(f"in_flight of a shared consumer is at most {OFFSETS_MAX}")
         self._hands = hands
         self._running: dict[int, Record] = {}
-        self._cap = how.retry.cap if how.retry is not None else 60.0
+        self._cap = (how.retry or DEFAULT).cap
         self._try_at = 0.0  # while the consumer is paused: when the next record may be tried
         self._look_at = 0.0
         self._stopping = False
