@@ -1,6 +1,8 @@
-"""What all tests share: ``--long``, and the profiles of hypothesis."""
+"""What all tests share: ``--long``, ``--seed``, and the profiles of hypothesis."""
 
 from __future__ import annotations
+
+import random
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -23,9 +25,12 @@ settings.register_profile(
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="run the tests marked slow, too")
+    parser.addoption("--seed", type=int, help="what random tests begin with; 0, or new if --long")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if config.option.seed is None:
+        config.option.seed = random.randrange(1 << 32) if config.getoption("--long") else 0
     settings.load_profile("long" if config.getoption("--long") else "ci")
 
 
@@ -36,6 +41,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if "slow" in item.keywords:
             item.add_marker(skip)
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"seed: {config.option.seed}"
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """What a random test begins with: the same again with ``--seed``."""
+    return int(request.config.option.seed)
 
 
 @pytest.fixture
