@@ -7,10 +7,11 @@ INSTALLED := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_USER := 0
 
-.PHONY: help setup test check demo bench clean
+.PHONY: help setup test check proof demo bench clean
 
 help:
 	@echo "make test [ARGS='-k name --long']   run the tests"
+	@echo "make proof [ARGS='--only power']    the long form of every proof: about three hours"
 	@echo "make check                          format, lint, types, layers"
 	@echo "make demo [FILE=path]               see it work"
 	@echo "make bench [ARGS='--rounds 3']      run the benchmarks"
@@ -24,6 +25,9 @@ test: $(INSTALLED)
 
 check: $(INSTALLED)
 	@scripts/check
+
+proof: $(INSTALLED)
+	@$(VENV)/bin/python -m tests.proof $(ARGS)
 
 demo: $(INSTALLED)
 	@scripts/demo $(if $(FILE),"$$DEMO_FILE")

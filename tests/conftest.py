@@ -1,11 +1,14 @@
-"""What all tests share: ``--long``, ``--seed``, and the profiles of hypothesis."""
+"""What all tests share: ``--long``, ``--seed``, the report, and the profiles of hypothesis."""
 
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.report import Report
 
 settings.register_profile(
     "ci",
@@ -25,12 +28,17 @@ settings.register_profile(
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="run the tests marked slow, too")
+    parser.addoption("--results", metavar="FILE", help="append what was counted as a line of JSON")
     parser.addoption("--seed", type=int, help="what random tests begin with; 0, or new if --long")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.option.seed is None:
+    if hasattr(config, "workerinput"):
+        config.option.seed = config.workerinput["seed"]
+    elif config.option.seed is None:
         config.option.seed = random.randrange(1 << 32) if config.getoption("--long") else 0
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Report(config.option.seed, config.option.results))
     settings.load_profile("long" if config.getoption("--long") else "ci")
 
 
@@ -41,6 +49,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if "slow" in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """What pytest-xdist tells a worker: all have the same seed."""
+    node.workerinput["seed"] = node.config.option.seed
 
 
 def pytest_report_header(config: pytest.Config) -> str:

@@ -18,6 +18,8 @@ from typing import Any
 
 import rlog_client as rlog
 
+from .serving import eventually
+
 
 def die(how: str) -> None:
     if how == "kill":
@@ -25,9 +27,23 @@ def die(how: str) -> None:
     os._exit(7)
 
 
+def alone(log: rlog.Log, consumer: str) -> None:
+    """Until the server has seen that whoever died is gone."""
+
+    def nobody() -> bool:
+        try:
+            return not log.cursor(consumer).info().members
+        except rlog.NotFound:
+            return True
+
+    eventually(nobody, "it is released")
+
+
 def main() -> None:
     url, name, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
     log = rlog.connect(url, name="member").log(name)
+    if not options.get("shared", False):
+        alone(log, "c")
     consumer = log.consumer("c", block=False, shared=options.get("shared", False))
 
     def handler(record: rlog.Record) -> rlog.Verdict:

@@ -28,6 +28,7 @@ class Refused(Exception):
 
 def next_of(log: rlog.Log, name: str = "c") -> rlog.Record:
     """What the next claim is given first."""
+    member.alone(log, name)
     with log.consumer(name) as consumer:
         [record] = consumer.poll(1, timeout=10.0)
     return record

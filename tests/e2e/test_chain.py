@@ -7,7 +7,6 @@ and in ``c`` exactly once, in order.
 
 from __future__ import annotations
 
-import os
 import random
 import subprocess
 import sys
@@ -26,6 +25,8 @@ from .serving import ROOT, Server, eventually
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from tests.report import RecordProperty
 
 LOGS: Final = "abc"
 MOMENTS: Final = (
@@ -162,9 +163,8 @@ def test_every_record_goes_through_a_chain_exactly_once_whatever_is_killed(
 @pytest.mark.slow
 @pytest.mark.patience(3600)
 def test_every_record_goes_through_a_chain_exactly_once_in_250_kills(
-    make_server: Callable[..., Server], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    make_server: Callable[..., Server], tmp_path: Path, seed: int, record_property: RecordProperty
 ) -> None:
-    seed = int(os.environ.get("RLOG_SEED", "1"))
-    counts, number = kills(make_server(), tmp_path, seed, count=250, records=200)
-    with capsys.disabled():
-        print(f"\nseed {seed}: {number} records through a, b and c; {dict(counts)}")
+    _, number = kills(make_server(), tmp_path, seed, count=250, records=200)
+    record_property("SIGKILLs of a chain of three logs, its stages and its server", 250)
+    record_property("records through that chain, each exactly once", number)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import rlog_client as rlog
+    from tests.report import RecordProperty
 
 KEYS: Final = 1000
 KINDS: Final = (
@@ -223,10 +224,8 @@ def test_no_key_is_in_two_hands_and_none_is_handled_out_of_order_whatever_befall
 @pytest.mark.slow
 @pytest.mark.patience(1200)
 def test_no_key_is_in_two_hands_for_minutes(
-    make_server: Callable[..., Server], place: Path
+    make_server: Callable[..., Server], place: Path, seed: int, record_property: RecordProperty
 ) -> None:
-    seed = random.SystemRandom().getrandbits(32)
-    print(f"seed {seed}")
     counts = share(
         make_server().start(),
         place / f"sharing{seed}",
@@ -237,7 +236,8 @@ def test_no_key_is_in_two_hands_for_minutes(
         slow=0.1,
         kinds=ALL,
     )
-    print(", ".join(f"{name} {count}" for name, count in counts.items()))
+    for name, count in counts.items():
+        record_property(f"eight members judged by their own notes: {name}", count)
 
 
 @pytest.mark.patience(120)

@@ -48,7 +48,7 @@ def test_a_stop_answers_what_was_asked_and_makes_a_checkpoint(
             unknown.append(error)
         client.close()
 
-    with server.connect() as client:
+    with server.connect(timeout=2.0) as client:  # for so long each will try to come back
         client.log("l", create=True)
         threads = [threading.Thread(target=work, args=(client.clone(), who)) for who in range(4)]
         for thread in threads:

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
     from .hosts import Link, Net
 
-pytestmark = pytest.mark.patience(280)
+# One stage for all of them: not once in each process.
+pytestmark = [pytest.mark.patience(280), pytest.mark.xdist_group("vanish")]
 
 SOON: Final = 5.0
 LATE: Final = 40.0

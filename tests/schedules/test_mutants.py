@@ -5,10 +5,11 @@ from __future__ import annotations
 import inspect
 import time
 from itertools import product
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.report import PLANTED, Planted, RecordProperty
 from tests.schedules import (
     schedule,
     sharing,
@@ -96,33 +97,13 @@ JUDGES = {
 }
 
 
-class Row(NamedTuple):
-    """Of the table that the run prints."""
-
-    mutant: Mutant
-    caught: str
-    seconds: float
-
-
-@pytest.fixture(scope="module")
-def table(request: pytest.FixtureRequest) -> Iterator[list[Row]]:
-    rows: list[Row] = []
-    yield rows
-    capture = request.config.pluginmanager.getplugin("capturemanager")
-    with capture.global_and_fixture_disabled():
-        caught = sum(bool(row.caught) for row in rows)
-        print(f"\n\n{caught} of {len(rows)} planted bugs caught:")
-        for row in rows:
-            print(f"  {row.seconds:4.1f} s  {row.mutant.judge:9} {row.mutant.name}")
-            print(f"          {row.caught[:110] or 'SURVIVED'}")
-
-
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name.replace(" ", "_"))
-def test_a_rule_switched_off_is_seen(mutant: Mutant, table: list[Row]) -> None:
+def test_a_rule_switched_off_is_seen(mutant: Mutant, record_property: RecordProperty) -> None:
     began = time.monotonic()
     with planted(mutant):
         caught = JUDGES[mutant.judge](mutant.first)
-    table.append(Row(mutant, caught, time.monotonic() - began))
+    seconds = round(time.monotonic() - began, 1)
+    record_property(PLANTED, Planted(mutant.name, f"T, {mutant.judge}", caught, seconds)._asdict())
     assert caught
 
 

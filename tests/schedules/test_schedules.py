@@ -1,20 +1,23 @@
 """Seeded schedules: whatever comes late, is lost or dies, the rules hold.
 
-``RLOG_SEED=N pytest tests/schedules/test_schedules.py`` replays one.
+``python -m tests.schedules.schedule SEED`` replays one, ``tests.schedules.sharing`` the others.
 """
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.schedules import schedule, sharing
 
-SHORT, LONG = 1_200, 20_000
-SHARED_SHORT, SHARED_LONG = 800, 20_000
+if TYPE_CHECKING:
+    from tests.report import RecordProperty
+
+SHORT, SHARED_SHORT = 1_200, 800
+LONG, PARTS = 2_000, 10
 Run = Callable[[int], tuple[list[str], Counter[str]]]
 
 
@@ -30,35 +33,34 @@ def hold(run: Run, seeds: range) -> Counter[str]:
     return counts
 
 
-def seeds(count: int, begin: int = 0) -> range:
-    one = os.environ.get("RLOG_SEED")
-    return range(begin, begin + count) if one is None else range(int(one), int(one) + 1)
-
-
 def test_a_schedule_is_the_same_every_time() -> None:
     assert schedule.run(7) == schedule.run(7)
     assert sharing.run(7) == sharing.run(7)
 
 
 def test_schedules_hold() -> None:
-    counts = hold(schedule.run, seeds(SHORT))
+    counts = hold(schedule.run, range(SHORT))
     assert all(counts.values()), counts
 
 
 def test_schedules_of_shared_consumers_hold() -> None:
-    counts = hold(sharing.run, seeds(SHARED_SHORT))
+    counts = hold(sharing.run, range(SHARED_SHORT))
     assert all(counts.values()), counts
 
 
 @pytest.mark.slow
-def test_many_schedules_hold(capsys: pytest.CaptureFixture[str]) -> None:
-    counts = hold(schedule.run, seeds(LONG, SHORT))
-    with capsys.disabled():
-        print(f"\n{LONG} schedules: {dict(counts)}")
+@pytest.mark.parametrize("part", range(PARTS))
+def test_many_schedules_hold(part: int, seed: int, record_property: RecordProperty) -> None:
+    begin = seed + part * LONG
+    hold(schedule.run, range(begin, begin + LONG))
+    record_property("schedules of clients, claims and crashes", LONG)
 
 
 @pytest.mark.slow
-def test_many_schedules_of_shared_consumers_hold(capsys: pytest.CaptureFixture[str]) -> None:
-    counts = hold(sharing.run, seeds(SHARED_LONG, SHARED_SHORT))
-    with capsys.disabled():
-        print(f"\n{SHARED_LONG} schedules of shared consumers: {dict(counts)}")
+@pytest.mark.parametrize("part", range(PARTS))
+def test_many_schedules_of_shared_consumers_hold(
+    part: int, seed: int, record_property: RecordProperty
+) -> None:
+    begin = seed + part * LONG
+    hold(sharing.run, range(begin, begin + LONG))
+    record_property("schedules of shared consumers", LONG)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from rlog import dispatch
 from tests.shared.run import Run
+
+if TYPE_CHECKING:
+    from tests.report import RecordProperty
 
 SHORT, LONG = 250, 20_000
 
@@ -23,8 +28,11 @@ def test_whatever_comes_in_between_a_dispatch_does_as_the_model() -> None:
 
 
 @pytest.mark.slow
-def test_over_many_seeds_a_dispatch_does_as_the_model() -> None:
-    hold(range(SHORT, SHORT + LONG))
+def test_over_many_seeds_a_dispatch_does_as_the_model(
+    seed: int, record_property: RecordProperty
+) -> None:
+    hold(range(seed, seed + LONG))
+    record_property("lives of a dispatch beside its model", LONG)
 
 
 def test_caps_hold_and_when_the_floor_moves_all_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:

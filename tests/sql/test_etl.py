@@ -31,6 +31,8 @@ from .test_cursor import make_copies
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from tests.report import RecordProperty
+
 FAST_KILLS: Final = 6
 LONG_KILLS: Final = 125
 SEED: Final = 21
@@ -234,10 +236,15 @@ def test_whoever_is_killed_each_record_is_there_once(
 @pytest.mark.patience(3600)
 @pytest.mark.parametrize("database", DATABASES, indirect=True)
 def test_a_hundred_and_twenty_five_kills(
-    begin: Callable[[int], Run], postgres_of: Postgres | None
+    begin: Callable[[int], Run],
+    postgres_of: Postgres | None,
+    seed: int,
+    record_property: RecordProperty,
 ) -> None:
-    seed = random.SystemRandom().getrandbits(32)
-    kill_all(begin(seed), LONG_KILLS, seed, postgres_of is not None)
+    run = begin(seed)
+    kill_all(run, LONG_KILLS, seed, postgres_of is not None)
+    record_property("SIGKILLs of a copy into a database, its server, the database", LONG_KILLS)
+    record_property("records copied into a database, each exactly once", run.log.info().end)
 
 
 @pytest.mark.parametrize("database", ["sqlite", "psycopg"], indirect=True)

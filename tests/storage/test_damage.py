@@ -18,6 +18,8 @@ from tests.storage.simdisk import PAGE, SECTOR
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from tests.report import RecordProperty
+
 SAMPLE = 400  # of positions, in CI
 
 
@@ -41,17 +43,16 @@ def frames(path: str, *, at_rest: bool = True) -> list[tuple[int, int, int, int]
 
 
 def tally(
-    found: Iterable[tuple[str, Outcome]], title: str, capsys: pytest.CaptureFixture[str]
+    found: Iterable[tuple[str, Outcome]], title: str, record_property: RecordProperty
 ) -> Counter[str]:
-    """Counts by kind, printed; WRONG ones are shown."""
+    """Counts by kind, all together recorded; WRONG ones are shown."""
     counts: Counter[str] = Counter()
     wrong = []
     for where, outcome in found:
         counts[outcome.kind] += 1
         if outcome.kind == "WRONG":
             wrong.append(f"{where}: {outcome.detail}")
-    with capsys.disabled():
-        print(f"\n{title}: {sum(counts.values())} damaged directories: {dict(counts)}")
+    record_property(title, counts.total())
     assert not wrong, "\n".join(wrong[:10])
     return counts
 
@@ -85,7 +86,7 @@ def below_the_last_frame(path: str) -> int:
 
 @pytest.mark.parametrize("kind", ["journal/", "logs/", "checkpoint"])
 def test_at_rest_no_flipped_bit_is_served_or_missed(
-    kind: str, long: bool, capsys: pytest.CaptureFixture[str]
+    kind: str, long: bool, record_property: RecordProperty
 ) -> None:
     def cases() -> Iterable[tuple[str, Outcome]]:
         rng = random.Random(kind)
@@ -97,14 +98,14 @@ def test_at_rest_no_flipped_bit_is_served_or_missed(
                 positions &= header_bytes(path) | {*some}
             yield from flipped(path, sorted(positions), every_bit=long)
 
-    counts = tally(cases(), f"a bit flipped in {kind}", capsys)
+    counts = tally(cases(), "bits flipped in journal, segments and checkpoint", record_property)
     assert counts["cut"] == 0, "at rest there is no record that the last sync alone made durable"
     assert counts["whole"]
     assert counts["batch"] or kind != "logs/"
 
 
 def test_a_damaged_body_in_the_journal_that_was_never_laid_out_is_that_batchs_alone(
-    capsys: pytest.CaptureFixture[str],
+    record_property: RecordProperty,
 ) -> None:
     """The journal has the only copy; its header is proven, so the records are known, and lost."""
     made = directory(at_rest=True, laid_out=False)
@@ -119,10 +120,10 @@ def test_a_damaged_body_in_the_journal_that_was_never_laid_out_is_that_batchs_al
                     yield f"frame {number} at {position}", outcome
                     assert (outcome.kind == "batch") == (number > made.moments[0].number)
 
-    tally(cases(), "a body in the journal damaged", capsys)
+    tally(cases(), "bodies damaged in the journal", record_property)
 
 
-def test_a_flipped_bit_in_a_segment_costs_one_batch(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_flipped_bit_in_a_segment_costs_one_batch(record_property: RecordProperty) -> None:
     made = directory(at_rest=True)
     batches = [{payload for _, payload in group.payloads} for group in made.server.history.groups]
     hit = 0
@@ -171,7 +172,7 @@ def zeroed_from(path: str, position: int) -> dict[str, bytes]:
 
 
 def test_zeroed_from_every_byte_on_a_journal_gives_the_right_prefix(
-    long: bool, capsys: pytest.CaptureFixture[str]
+    long: bool, record_property: RecordProperty
 ) -> None:
     """All behind a byte is gone, and the proof with it: what is left is a prefix, as it was."""
     made = directory(at_rest=True)
@@ -204,13 +205,13 @@ def test_zeroed_from_every_byte_on_a_journal_gives_the_right_prefix(
                     assert right >= last - 1
             whole = max([whole, *(number for _, _, _, number in own)])
 
-    counts = tally(cases(), "the journal zeroed from a byte on", capsys)
+    counts = tally(cases(), "positions from which on the journal was zeroed", record_property)
     assert counts["cut"]
     assert counts["WRONG"] == 0
 
 
 def test_zeros_in_one_journal_file_with_a_later_one_behind_it_are_a_named_refusal(
-    long: bool, capsys: pytest.CaptureFixture[str]
+    long: bool, record_property: RecordProperty
 ) -> None:
     made = directory(at_rest=True)
     needed = [path for path in paths("journal/0") if frames(path)]
@@ -222,7 +223,7 @@ def test_zeros_in_one_journal_file_with_a_later_one_behind_it_are_a_named_refusa
                 zeroed = contents[:position] + bytes(len(contents) - position)
                 yield f"{path} at {position}", judge(made, made.damaged(path, zeroed))
 
-    counts = tally(cases(), "one journal file zeroed from a byte on", capsys)
+    counts = tally(cases(), "positions from which on one journal file was zeroed", record_property)
     assert counts["refused"]
     assert counts["cut"] == counts["batch"] == 0
 
@@ -253,7 +254,7 @@ DAMAGES: dict[str, Callable[[bytes, int], bytes]] = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_at_rest_a_lost_or_misdirected_sector_is_named(
-    damage: str, capsys: pytest.CaptureFixture[str]
+    damage: str, record_property: RecordProperty
 ) -> None:
     made = directory(at_rest=True)
 
@@ -265,11 +266,11 @@ def test_at_rest_a_lost_or_misdirected_sector_is_named(
                 changed = DAMAGES[damage](contents, at)
                 yield f"{path} at {at}", judge(made, made.damaged(path, changed))
 
-    counts = tally(cases(), f"a sector {damage}", capsys)
+    counts = tally(cases(), "sectors zeroed, or the contents of another", record_property)
     assert counts["cut"] == 0
 
 
-def test_a_lost_file_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_lost_file_is_named() -> None:
     made = directory(at_rest=True)
     for path in paths("logs/"):
         disk = made.disk.copy()
@@ -292,9 +293,7 @@ def test_a_segment_of_another_log_is_named() -> None:
             assert outcome.kind in ("whole", "batch", "refused")
 
 
-def test_busy_the_very_last_sync_is_cut_only_with_a_report(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_busy_the_very_last_sync_is_cut_only_with_a_report() -> None:
     """Nothing stands behind it that could prove it: it counts as torn, and is set aside."""
     made = directory(at_rest=False)
     path = [path for path in paths("journal/0", at_rest=False) if frames(path, at_rest=False)][-1]

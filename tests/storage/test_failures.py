@@ -15,6 +15,7 @@ from tests.storage.simdisk import PAGE, Choice, Failure, Fill, SimDisk
 from tests.storage.workloads import beside, compacting, everything, periodic
 
 if TYPE_CHECKING:
+    from tests.report import RecordProperty
     from tests.storage.explore import Workload
 
 EIO, ENOSPC, EDQUOT = errno.EIO, errno.ENOSPC, errno.EDQUOT
@@ -24,22 +25,21 @@ def tried(
     workload: Workload,
     kind: str,
     faults: list[tuple[int, Failure]],
-    capsys: pytest.CaptureFixture[str],
+    record_property: RecordProperty,
 ) -> None:
-    """Every call of a kind fails once with each fault; the count is printed."""
+    """Every call of a kind fails once with each fault, in a life of its own."""
     wrong = every(workload, kind, *faults)
     count = calls_of(workload).calls[kind] * len(faults)
-    with capsys.disabled():
-        print(f"\n{workload.__name__}: {count} failing calls of {kind}, a life each")
+    record_property("calls that failed on a simulated disk", count)
     assert not wrong, "\n".join(wrong[:20])
 
 
 @pytest.mark.parametrize("workload", [everything, periodic, beside, compacting])
 def test_whichever_sync_fails_writing_ends_and_nothing_acknowledged_is_lost(
-    workload: Workload, capsys: pytest.CaptureFixture[str]
+    workload: Workload, record_property: RecordProperty
 ) -> None:
     faults = [(EIO, Failure.EXT4), (EIO, Failure.REVERT), (ENOSPC, Failure.EXT4)]
-    tried(workload, "sync", [*faults, (EDQUOT, Failure.REVERT)], capsys)
+    tried(workload, "sync", [*faults, (EDQUOT, Failure.REVERT)], record_property)
 
 
 @pytest.mark.parametrize(
@@ -57,11 +57,11 @@ def test_whichever_sync_fails_writing_ends_and_nothing_acknowledged_is_lost(
     ],
 )
 def test_whichever_other_call_fails_nothing_acknowledged_is_lost(
-    kind: str, long: bool, capsys: pytest.CaptureFixture[str]
+    kind: str, long: bool, record_property: RecordProperty
 ) -> None:
     every_one = (everything, compacting, periodic, beside)
     for workload in every_one if long else every_one[:2]:
-        tried(workload, kind, [(EIO, Failure.EXT4)], capsys)
+        tried(workload, kind, [(EIO, Failure.EXT4)], record_property)
 
 
 def error_code(answer: protocol.Control | None) -> int | None:

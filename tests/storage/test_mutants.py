@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import pytest
 
 from rlog import frame
 from rlog.journal import scan
+from tests.report import PLANTED, Planted, RecordProperty
 from tests.storage.build import flip
 from tests.storage.directed import SCENARIOS
 from tests.storage.explore import Depth, Explorer
@@ -20,7 +21,7 @@ from tests.storage.simdisk import Failure
 from tests.storage.workloads import beside, bounded, compacting, everything, later, periodic
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
 
 QUICK = Depth(enumerate_max=2, samples=10, nested=200, continued=50, rotten=3, lives=2)
 WORKLOADS = {
@@ -125,33 +126,13 @@ JUDGES: dict[str, Callable[[str], str]] = {
 }
 
 
-class Row(NamedTuple):
-    """Of the table that the run prints."""
-
-    mutant: Mutant
-    caught: str
-    seconds: float
-
-
-@pytest.fixture(scope="module")
-def table(request: pytest.FixtureRequest) -> Iterator[list[Row]]:
-    rows: list[Row] = []
-    yield rows
-    capture = request.config.pluginmanager.getplugin("capturemanager")
-    with capture.global_and_fixture_disabled():
-        caught = sum(bool(row.caught) for row in rows)
-        print(f"\n\n{caught} of {len(rows)} planted bugs caught:")
-        for row in rows:
-            print(f"  {row.seconds:4.1f} s  {row.mutant.judge:9} {row.mutant.name}")
-            print(f"          {row.caught[:110] or 'SURVIVED'}")
-
-
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name.replace(" ", "_"))
-def test_a_rule_switched_off_is_seen(mutant: Mutant, table: list[Row]) -> None:
+def test_a_rule_switched_off_is_seen(mutant: Mutant, record_property: RecordProperty) -> None:
     began = time.monotonic()
     with planted(mutant):
         caught = JUDGES[mutant.judge](mutant.first)
-    table.append(Row(mutant, caught, time.monotonic() - began))
+    seconds = round(time.monotonic() - began, 1)
+    record_property(PLANTED, Planted(mutant.name, f"S, {mutant.judge}", caught, seconds)._asdict())
     assert caught
 
 
