@@ -82,7 +82,8 @@ def work(plan: Plan, server: Server, tell: Teller) -> None:
             tell(Recovered())
             for name, options in LOGS.items():
                 make(client, tell, name, **options)
-        load = Load(URL, tell, f"{plan.boot}.{life}", plan.seed)
+        unsynced = chance.random() < plan.unsynced
+        load = Load(URL, tell, f"{plan.boot}.{life}", plan.seed, unsynced=unsynced)
         load.begin()
         if life == plan.kills:
             tell(Done())

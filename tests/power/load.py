@@ -95,16 +95,20 @@ def show(client: rlog.Client, tell: Callable[[Event], None]) -> None:
 
 
 class Load:
-    """All who work on one life of a server; they end with it. ``life``: a name of its own."""
+    """All who work on one life of a server; they end with it. ``life``: a name of its own.
 
-    def __init__(self, url: str, tell: Callable[[Event], None], life: str, seed: int) -> None:
+    ``unsynced``: only those who leave it to the server when to sync. (One who does not takes along
+    whatever was written before.)
+    """
+
+    def __init__(
+        self, url: str, tell: Callable[[Event], None], life: str, seed: int, *, unsynced: bool
+    ) -> None:
         self._url = url
         self._tell = tell
         self._life = life
         self._over = False
         self._sources: list[rlog.Source] = []  # they would wait for the next life
-        # What is synced at once takes everything before it along: some lives are without.
-        unsynced = Random(f"{seed} {life}").random() < 0.4
         self._threads = [
             threading.Thread(
                 target=self._run, args=(work, f"{name}{life}", f"{seed} {name} {life}")

@@ -27,7 +27,8 @@ class Plan(Struct, frozen=True):
     mutants: tuple[str, ...] = ()
     flush_centiseconds: int = 0
     load_seconds: float = 0.6  # of a server that is killed, at most
-    journal_file_size: str = "64KiB"
+    unsynced: float = 0.4  # the share of servers of which nobody asks that it sync at once
+    journal_file_size: str = "64KiB"  # counts when the directory is made
 
     def word(self) -> str:
         """As one word of a kernel's command line."""
