@@ -30,7 +30,7 @@ def finish(trial: Trial, record_property: Callable[[str, object], None]) -> None
     trial.check()
     for name, count in trial.counts().items():
         record_property(f"{name}, {trial.machine.file_system}", count)
-    print(trial.machine.file_system, trial.counts(), f"{trial.torn} lines torn")
+    print(trial.machine.file_system, trial.counts())
 
 
 def cut_at_work(trial: Trial, kills: int) -> None:

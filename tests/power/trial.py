@@ -59,4 +59,5 @@ class Trial:
             **self.judge.counts,
             "recoveries judged": self.judge.recoveries,
             "boots that hung": self.machine.boots_that_hung,
+            "torn lines": self.torn,
         }

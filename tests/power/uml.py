@@ -183,14 +183,17 @@ class Machine:
 
     def boot(self, plan: Plan, listener: Callable[[telling.Any], None]) -> Guest:
         """A guest that runs; one that hangs before it has touched the disk is tried again."""
-        while True:
+        for left in reversed(range(_BOOTS_MAX)):
             booted = Guest(self._image, plan)
             try:
                 booted.hear(listener, booted.runs, BOOT_SECONDS)
-            except BaseException as error:
+                return booted
+            except Down:
                 booted.close()
                 self.boots_that_hung += 1
-                if not isinstance(error, Down) or self.boots_that_hung == _BOOTS_MAX:
+                if not left:
                     raise
-            else:
-                return booted
+            except BaseException:
+                booted.close()
+                raise
+        raise AssertionError
