@@ -181,19 +181,17 @@ class Machine:
         self._image = make_image(directory / f"{file_system}.img", file_system)
         self.boots_that_hung = 0
 
-    def boot(self, plan: Plan, listener: Callable[[telling.Any], None]) -> Guest:
+    def boot(
+        self, plan: Plan, listener: Callable[[telling.Any], None], tries: int = _BOOTS_MAX
+    ) -> Guest:
         """A guest that runs; one that hangs before it has touched the disk is tried again."""
-        for left in reversed(range(_BOOTS_MAX)):
-            booted = Guest(self._image, plan)
-            try:
-                booted.hear(listener, booted.runs, BOOT_SECONDS)
-                return booted
-            except Down:
-                booted.close()
-                self.boots_that_hung += 1
-                if not left:
-                    raise
-            except BaseException:
-                booted.close()
+        booted = Guest(self._image, plan)
+        try:
+            booted.hear(listener, booted.runs, BOOT_SECONDS)
+        except BaseException as error:
+            booted.close()
+            if not isinstance(error, Down) or tries == 1:
                 raise
-        raise AssertionError
+            self.boots_that_hung += 1
+            return self.boot(plan, listener, tries - 1)
+        return booted
