@@ -17,12 +17,14 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import os
 import select
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
@@ -42,6 +44,7 @@ END_SECONDS: Final = 60.0
 _BOOTS_MAX: Final = 3
 _PIPE_BYTES: Final = 1 << 20  # so that the guest never waits for a host that is busy
 _PATH: Final = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+_CONSOLE: Final = ("con=null", "con0=null,fd:1")
 _MODULES: Final = Path("/usr/lib/uml/modules")
 
 
@@ -60,11 +63,23 @@ def tool(name: str) -> str:
     return found
 
 
+@functools.cache
 def check_available() -> None:
     for name in ("linux.uml", "mkfs.ext4", "mkfs.xfs", "dmsetup"):
         tool(name)
     if not any(_MODULES.glob("*/kernel/drivers/md/dm-flakey.ko")):
         raise Unavailable(f"there is no dm-flakey.ko below {_MODULES}")
+    with tempfile.TemporaryDirectory() as directory:
+        # Not in every container: it has to trace its processes. Without a root it ends by itself.
+        said = subprocess.run(
+            [tool("linux.uml"), "mem=64M", *_CONSOLE, f"uml_dir={directory}/"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=BOOT_SECONDS,
+        ).stdout
+    if b"Linux version" not in said:
+        raise Unavailable(f"linux.uml does not run here: {said[-300:].decode(errors='replace')}")
 
 
 def make_image(path: Path, file_system: FileSystem) -> Path:
@@ -88,7 +103,7 @@ class Guest:
         command = [
             *(tool("linux.uml"), f"mem={MEMORY}", f"ubd0={image}", f"uml_dir={self._directory}/"),
             *("rootfstype=hostfs", "rootflags=/", "ro", "quiet", "selinux=0"),
-            *("con=null", "con0=null,fd:1", "ssl=null", f"ssl0=null,fd:{write}"),
+            *(*_CONSOLE, "ssl=null", f"ssl0=null,fd:{write}"),
             *(f"PYTHONPATH={ROOT}", "PYTHONDONTWRITEBYTECODE=1", f"init={sys.executable}"),
             *("--", "-m", guest.__name__, plan.word()),
         ]
