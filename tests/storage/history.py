@@ -1,7 +1,7 @@
 """The history checker: what was asked, answered and seen, against what a recovery serves.
 
-Every payload is unique and begins with its number, in the order in which it was sent. A violation
-is a sentence; no sentences, no violation.
+Every payload is unique and begins with its number, in the order in which its sender sent it. A
+violation is a sentence; no sentences, no violation.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ class History:
 
     def __init__(self) -> None:
         self.sent: dict[bytes, str] = {}  # payload -> log
+        self.senders: dict[bytes, str] = {}  # payload -> who sent it, where several send
         self.keys: dict[bytes, bytes] = {}  # payload -> key, of those that have one
         self.refused: set[bytes] = set()  # answered so that they are in no log, for sure
         self.synced: dict[Place, bytes] = {}  # acknowledged as synced
@@ -156,19 +157,22 @@ class History:
                 wrong.append(f"{name}: trimmed to {log.first}, past protected {consumer}")
         if log.first < self.trim_done.get(name, 0):
             wrong.append(f"{name}: the trim to {self.trim_done[name]} was undone: {log.first}")
-        last = b""
+        last: dict[str, bytes] = {}
         for offset, payload in enumerate(log.records, log.first):
             if payload == ABSENT:
                 continue  # _check_kept judges that
             if payload is None:
                 wrong.append(f"{name}/{offset} cannot be read")
-            elif self.sent.get(payload) != name:
+                continue
+            sender = self.senders.get(payload, "")
+            before = last.get(sender, b"")
+            if self.sent.get(payload) != name:
                 wrong.append(f"{name}/{offset} was never sent: {payload[:20]!r}")
             elif payload in self.refused:
                 wrong.append(f"{name}/{offset} was refused: {payload[:20]!r}")
-            elif payload[:8] <= last[:8]:
-                wrong.append(f"{name}/{offset}: {payload[:8]!r} behind {last[:8]!r}")
-            last = payload or last
+            elif payload[:8] <= before:
+                wrong.append(f"{name}/{offset}: {payload[:8]!r} behind {before!r}")
+            last[sender] = payload[:8]
         for consumer, (committed, _epoch) in log.cursors.items():
             if committed > log.end:
                 wrong.append(f"{name}/{consumer}: cursor at {committed} outlived the records")
