@@ -10,6 +10,7 @@ from rlog import state
 from rlog_client import errors, model, protocol
 from rlog_client.protocol import (
     CommitRedriven,
+    CommitSingle,
     CommitThrough,
     LogBatch,
     OpenProducer,
@@ -18,6 +19,7 @@ from rlog_client.protocol import (
     Transacted,
 )
 from tests.schedules.world import LOG, OUT, Client, Values, World, code, packed
+from tests.shared.seat import NAME, Seat
 from tests.storage.server import ROLL
 from tests.storage.simdisk import PAGE
 
@@ -460,6 +462,38 @@ def test_its_size_is_promised_with_all_that_it_adds_to_the_frame() -> None:
     values = [{b"%d" % log * 100: b"v"} for log in range(2, 122)]
     # The broker asserts that the facts keep within what was promised for them.
     assert len(world.transact(a, control, *values).appends) == 120
+
+
+@pytest.mark.parametrize("at_once", [1, 10])
+def test_what_was_compacted_is_passed_by_shared_commits_within_what_is_promised(
+    at_once: int,
+) -> None:
+    world = world_of_holes(600)
+    a = Seat(world)
+    world.call(a.client, SeekCursor(LOG, NAME, model.offset(FAR), force=True))
+    a = Seat(world, "b")
+    offsets = a.take(100)
+    for number in range(5):
+        some, offsets = offsets[:at_once], offsets[at_once:]
+        commits = [CommitSingle(LOG, NAME, a.epoch, offset) for offset in some]
+        # The broker asserts that the facts keep within what was promised for them.
+        assert isinstance(world.transact(a.client, asking(number, commits=commits)), Transacted)
+        assert world.cursor(NAME).committed == offsets[0], "no hole below it is left behind"
+
+
+FAR = 1 << 17  # an offset that takes five bytes
+
+
+def world_of_holes(count: int) -> World:
+    """A log with so many records from FAR on, each of them before a hole."""
+    world = World(0, pages=256, key_index=True, compact=True)
+    filler = world.client("filler")
+    world.send(filler, [b""] * FAR)
+    keys = [key for n in range(count) for key in (b"%d" % n, b"hot", b"hot")]
+    world.send(filler, [bytes(100)] * len(keys), keys)
+    world.send(filler, [bytes(16 * ROLL)], [b"hot"])
+    assert world.server.compact() == 1
+    return world
 
 
 def test_the_largest_one_fits_a_journal_file_and_one_byte_more_is_refused() -> None:
