@@ -104,6 +104,30 @@ def test_a_commit_below_the_cursor_is_a_success_as_it_is_alone() -> None:
     assert world.cursor().committed == 3
 
 
+def test_with_appends_a_record_that_is_committed_already_is_refused_and_nothing_is_appended() -> None:
+    """Its own were made with that commit: whoever asks once more did not hear of it."""
+    world = world_of(4)
+    a = member(world)
+    world.settle(a, 1, 0, "park")
+    world.call(a, protocol.Redrive(LOG, "c", [0]))
+    redriven, next_one = CommitRedriven(LOG, "c", 1, 0), through(2)
+    for number, commit in enumerate((redriven, next_one)):
+        assert isinstance(world.transact(a, asking(number, GOOD, commits=[commit]), [b"x"]), Transacted)
+    for number, commit in enumerate((redriven, next_one, through(1)), 10):
+        refused = world.transact(a, asking(number, GOOD, commits=[commit]), [b"again"])
+        assert code(refused) == errors.Conflict.code
+        assert isinstance(world.transact(a, asking(number + 10, commits=[commit])), Transacted)
+    assert (world.values("b"), world.cursor().committed) == ([b"x", b"x"], 2)
+
+    seat = Seat(world)
+    seat.take()
+    single = CommitSingle(LOG, NAME, seat.epoch, 0)
+    assert isinstance(world.transact(seat.client, asking(30, GOOD, commits=[single]), [b"s"]), Transacted)
+    refused = world.transact(seat.client, asking(31, GOOD, commits=[single]), [b"again"])
+    assert code(refused) == errors.Conflict.code
+    assert world.values("b") == [b"x", b"x", b"s"]
+
+
 def test_a_redriven_record_is_done_with_and_resumes_what_it_paused() -> None:
     world = world_of()
     a = member(world)
@@ -358,6 +382,52 @@ def test_a_repeated_one_is_recognised_before_anything_else_is_asked_of_it(how: s
     repeated = a.answers[again] if again else world.transact(a, control, [b"x", b"y"])
     assert repeated == Transacted(done.appends, done.timestamp_ns, True, duplicate=True)
     assert world.values("b") == [b"x", b"y"]
+
+
+LARGE = [bytes(3000)]
+
+
+def full_log(world: World, name: str) -> LogBatch:
+    """An append for which there is no space, and will be none for a minute."""
+    options = {"max_total_bytes": 16 * 1024, "blocking_minimum_retention": 60.0}
+    world.server.create(name, **options)
+    append, filler = LogBatch(world.server.ids[name], 0), world.client(name)
+    filled = [
+        world.transact(filler, asking(n, append, client=append.log), LARGE) for n in range(10)
+    ]
+    assert filled[0] is not None
+    assert filled[-1] is None, "it is never full"
+    world.leave(filler)
+    world.sleep(6)
+    return append
+
+
+def test_of_a_cursor_nothing_is_told_before_what_its_holder_has_waiting_is_decided() -> None:
+    world = world_of()
+    append = full_log(world, "full")
+    a, other = member(world), world.client("other")
+    waiting = world.ask_transact(a, asking(1, append, commits=[through(1)]), LARGE)
+    asked = world.ask(a, protocol.GetCursor(LOG, "c"))
+    assert world.call(other, protocol.GetCursor(LOG, "c")).info.committed == 0
+    assert {waiting, asked}.isdisjoint(a.answers)
+    world.call(other, protocol.AlterLog(append.log, {"max_total_bytes": None}))
+    world.pump()
+    assert isinstance(a.answers[waiting], Transacted)
+    assert a.answers[asked].info.committed == 1  # type: ignore[attr-defined]
+
+
+def test_it_waits_for_the_space_of_all_its_logs_together_no_longer_than_for_one() -> None:
+    world = world_of()
+    one, two = full_log(world, "one"), full_log(world, "two")
+    a, other = world.client("a"), world.client("other")
+    waiting = world.ask_transact(a, asking(1, one, two), LARGE, LARGE)
+    world.sleep(4)
+    world.ask_transact(other, asking(1, two, client=ID + 1), LARGE)
+    world.call(world.client("admin"), protocol.AlterLog(one.log, {"max_total_bytes": None}))
+    assert waiting not in a.answers, "it waits behind the other one now"
+    world.sleep(2)
+    assert code(a.answers[waiting]) == errors.DiskFull.code
+    assert not other.answers
 
 
 def test_one_that_was_cut_off_before_its_frame_was_synced_is_done_when_it_is_repeated() -> None:
