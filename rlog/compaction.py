@@ -38,6 +38,7 @@ from rlog_client.batch import COUNT_MAX, HEADER_BYTES, InvalidBatch, decode, hol
 
 from .decisions import Compact, Nobody, Waiting, in_use, protected_end
 from .segment import Damage, Extent, walk
+from .shared import holds, pairs
 from .state import ROLLS
 
 if TYPE_CHECKING:
@@ -157,9 +158,9 @@ class Rewriting:
             for index, each in enumerate(segments, run.first)
         ]
         self._keys = log.keys
-        self.in_use = in_use(log, self.base, self.end)
+        self.in_use = in_use(books, log, self.base, self.end)
         self._tables = books.tables.of(log.id)
-        self._kept = set(self.in_use)
+        self._kept: set[int] = set()  # for them
         self._hole: tuple[int, int, int] | None = None  # base, end, append time
         self._pieces: list[bytes | memoryview] = []
         self._waiting_bytes = 0
@@ -247,7 +248,7 @@ class Rewriting:
         # In this order: it is displaced before the index of keys says so.
         if self._keys.get(key) <= offset or offset in self._displaced:
             return True
-        held = offset in self._kept
+        held = offset in self._kept or holds(self.in_use, offset)
         self.held += held
         return held
 
@@ -338,7 +339,8 @@ class Compactor(Nobody):
         segment, end = log.segments[index], log.segment_end(index)
         if (log.id, segment.base, segment.generation) in self._not_before:
             return None
-        return segment.stale - len(in_use(log, segment.base, end))
+        used = pairs(in_use(self._broker.books, log, segment.base, end))
+        return segment.stale - sum(behind - begin for begin, behind in used)
 
     def work(self) -> bool:
         """A slice, which may run beside the work. Raises OSError: a sync failed."""
