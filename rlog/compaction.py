@@ -8,7 +8,8 @@ readers to be told.
 A segment is *due* when half of its records are stale. So what a rewriting copies, records that went
 have paid for: all rewriting together copies no more records than were ever superseded. Small
 segments before it are taken along, each at most as large as what it joins or SMALL_BYTES: their
-records are copied once for every doubling. Several in a row that are due become one.
+records are copied once for every doubling. Several in a row that are due become one. But no file
+gets larger, or holds records of more time, than retention lets one be that is written.
 
 Safe at every moment: the new file is another generation, written and synced, with its name, before
 the fact says that it counts; the old one is unlinked behind a frame that comes after that. Recovery
@@ -37,6 +38,8 @@ from rlog_client.batch import COUNT_MAX, HEADER_BYTES, InvalidBatch, decode, hol
 
 from .decisions import Compact, Nobody, Waiting, in_use, protected_end
 from .segment import Damage, Extent, walk
+from .shared import holds, pairs
+from .state import ROLLS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -88,7 +91,7 @@ def due(log: state.Log, limit: int, free: Callable[[int], int | None] | None = N
             return None
         return segment.bytes * max(0, left - goes) // left
 
-    roll = log.options.file_roll_size
+    roll = log.roll_bytes  # retention removes whole files: no more must go with one than before
     last = len(log.segments) - 1  # it is being written
     for first in range(last):
         if (size := about(first)) is None:
@@ -99,6 +102,7 @@ def due(log: state.Log, limit: int, free: Callable[[int], int | None] | None = N
             and (more := about(behind)) is not None
             and size + more <= roll
             and log.segment_end(behind) - base <= COUNT_MAX
+            and _of_an_age(log, first, behind)
         ):
             size += more
             behind += 1
@@ -110,11 +114,24 @@ def due(log: state.Log, limit: int, free: Callable[[int], int | None] | None = N
             and size + before.bytes <= roll
             and end - before.base <= COUNT_MAX
             and free_in(first - 1) is not None
+            and _of_an_age(log, first - 1, behind - 1)
         ):
             size += before.bytes
             first -= 1
         return Run(first, behind)
     return None
+
+
+def _of_an_age(log: state.Log, first: int, last: int) -> bool:
+    """Whether all that is in these segments may be in one by ``max_file_age``, as it may in one
+    that is written: else what is old would stay for as long as the young beside it.
+    """
+    age = log.options.max_file_age
+    if age is None:
+        return True
+    # (Of the very first one it is not known any more when it was begun.)
+    began_ns = log.segments[first - 1].time_max_ns if first else 0
+    return (log.segments[last].time_max_ns - began_ns) * ROLLS <= age * 1e9
 
 
 class Rewriting:
@@ -141,9 +158,9 @@ class Rewriting:
             for index, each in enumerate(segments, run.first)
         ]
         self._keys = log.keys
-        self.in_use = in_use(log, self.base, self.end)
+        self.in_use = in_use(books, log, self.base, self.end)
         self._tables = books.tables.of(log.id)
-        self._kept = set(self.in_use)
+        self._kept: set[int] = set()  # for them
         self._hole: tuple[int, int, int] | None = None  # base, end, append time
         self._pieces: list[bytes | memoryview] = []
         self._waiting_bytes = 0
@@ -231,7 +248,7 @@ class Rewriting:
         # In this order: it is displaced before the index of keys says so.
         if self._keys.get(key) <= offset or offset in self._displaced:
             return True
-        held = offset in self._kept
+        held = offset in self._kept or holds(self.in_use, offset)
         self.held += held
         return held
 
@@ -322,7 +339,8 @@ class Compactor(Nobody):
         segment, end = log.segments[index], log.segment_end(index)
         if (log.id, segment.base, segment.generation) in self._not_before:
             return None
-        return segment.stale - len(in_use(log, segment.base, end))
+        used = pairs(in_use(self._broker.books, log, segment.base, end))
+        return segment.stale - sum(behind - begin for begin, behind in used)
 
     def work(self) -> bool:
         """A slice, which may run beside the work. Raises OSError: a sync failed."""

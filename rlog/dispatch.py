@@ -42,7 +42,7 @@ SENT_BYTES_MAX: Final = 16 << 20  # of batches that one member keeps
 FORGET_MAX: Final = 300  # batches that one message lets go: it has to fit into a control
 KEY_BYTES_MAX: Final = 64  # longer keys are told apart by a digest
 _LOTS_MAX: Final = 4096
-_ABSENT_MAX: Final = 400  # bounds of ranges that one completion takes along
+ABSENT_MAX: Final = 400  # bounds of ranges that one completion takes along
 AGAIN_SECONDS: Final = 0.25  # where nothing can be written just now
 _NEVER: Final = float("inf")
 
@@ -352,9 +352,9 @@ class Dispatch:
             add(self._absent, offset, offset + 1)
         self.settled(offsets)
 
-    def take_absent(self) -> list[int]:
-        """Ranges to be passed over with the next completion."""
-        taken, self._absent = self._absent[:_ABSENT_MAX], self._absent[_ABSENT_MAX:]
+    def take_absent(self, bounds_max: int = ABSENT_MAX) -> list[int]:
+        """Ranges to be passed over with the next completion; ``bounds_max`` is even."""
+        taken, self._absent = self._absent[:bounds_max], self._absent[bounds_max:]
         return taken
 
     def _lose(self, begin: int, end: int, error: Callable[[int, int], RlogError]) -> None:

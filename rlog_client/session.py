@@ -275,14 +275,20 @@ class Subscription:
 
 class Transactions:
     """What a client's transactions share. ``client``: its random id in them, 0 before the first;
-    ``number``: the last one given. ``under_way``: those without an answer. ``logs``: ids by name.
+    ``number``: the last one given. ``under_way``: the numbers of those without an answer, rising.
+    ``logs``: ids by name.
     """
 
     def __init__(self) -> None:
         self.client = 0
         self.number = 0
-        self.under_way: set[Call[Any]] = set()
+        self.under_way: dict[int, None] = {}
         self.logs: dict[str, int] = {}
+
+    @property
+    def ahead(self) -> int:
+        """How many numbers were given since the oldest that is under way, which is one of them."""
+        return next((self.number + 1 - oldest for oldest in self.under_way), 0)
 
 
 class Session:

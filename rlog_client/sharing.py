@@ -20,7 +20,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from .consumer import DEFAULT
-from .errors import Fenced, InvalidRequest, Paused, RlogError
+from .errors import Conflict, Fenced, InvalidRequest, Paused, RlogError
 from .member import OFFSETS_MAX, MemberSteps, Want
 from .model import Commit, Record, Skip
 from .process import (
@@ -387,9 +387,15 @@ class MemberProcess(Process):
 
 
 def committing_with(source: MemberSteps, record: Record, verdict: Commit) -> Steps[None]:
-    """Commit a record together with a verdict's appends, unless somebody else has it by now."""
+    """Commit a record together with a verdict's appends, unless somebody else has it by now, or an
+    earlier verdict, whose answer was not waited for, has been done meanwhile.
+    """
     try:
         yield from source._commit_with(record, verdict)
+    except Conflict as error:
+        source._out.pop(record.offset, None)
+        source._begins.discard(record.offset)
+        _logger.warning("log %s: a verdict came too late: %s", record.log, error)
     except Fenced as error:
         if source._claiming.lost is not None or record.offset in source._out:
             raise

@@ -192,7 +192,7 @@ class TransactionSteps:
         for consumer, commitment in commits:
             consumer._join(commitment)
         try:
-            transactions.under_way.add(call)
+            transactions.under_way[control.number] = None
             self._transport.start(call, control, request.payload)
             answer = yield from finishing(self._transport, call)
         except RlogError as error:
@@ -204,9 +204,9 @@ class TransactionSteps:
             call.fail(ConnectionLost("given up by its caller"))
             raise
         finally:
-            if len(transactions.under_way) >= IN_FLIGHT_MAX:
+            if transactions.ahead >= IN_FLIGHT_MAX:
                 self._transport.wake()  # another task may wait for its turn
-            transactions.under_way.discard(call)
+            transactions.under_way.pop(control.number, None)
         _tell(commits, done=True)
         self.receipts = [_receipt(answer, *place) for place in request.places]
 
@@ -257,13 +257,16 @@ class TransactionSteps:
         return _Request(control, b"".join(encoded), places)
 
     def _take_turn(self) -> Steps[None]:
-        """So many at once, that the server knows each when it is repeated."""
-        under_way = self._transport.session.transactions.under_way
+        """So many at once, that the server knows each when it is repeated: it forgets by number,
+        so the oldest of them bounds how far the others get ahead while it waits for space.
+        """
+        transactions = self._transport.session.transactions
         deadline = until(self._transport.timeout)
         # One that ends wakes all that wait, and only the first of them finds its place free.
-        while len(under_way) >= IN_FLIGHT_MAX:
-            if not (yield Wait(lambda: len(under_way) < IN_FLIGHT_MAX, deadline)):
-                raise TimedOut(f"{IN_FLIGHT_MAX} transactions are under way and none is answered")
+        while transactions.ahead >= IN_FLIGHT_MAX:
+            if not (yield Wait(lambda: transactions.ahead < IN_FLIGHT_MAX, deadline)):
+                text = f"of {IN_FLIGHT_MAX} transactions under way the oldest is not answered"
+                raise TimedOut(text)
 
 
 class Verdicts(TransactionSteps):

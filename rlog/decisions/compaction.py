@@ -8,11 +8,12 @@ from rlog_client import protocol
 from rlog_client.errors import InvalidRequest
 
 from .. import facts
+from ..shared import add, holes, pairs
 from .desk import Answer
 
 if TYPE_CHECKING:
     from .. import state
-    from .desk import Desk, Make, Waiting
+    from .desk import Books, Desk, Make, Waiting
 
 
 class Compact(protocol.Control):
@@ -29,17 +30,35 @@ class Compact(protocol.Control):
     absent: int
     stale: int
     sources: list[tuple[int, int]]
-    in_use: set[int]
+    in_use: list[int]
 
 
-def in_use(log: state.Log, base: int, end: int) -> set[int]:
-    """The offsets in a range whose records consumers have parked, or in hand: they stay."""
-    found: set[int] = set()
-    for cursor in log.cursors.values():
-        found.update(offset for offset in cursor.parked if base <= offset < end)
-        found.update(range(max(cursor.committed, base), min(cursor.begun, end)))
-        for member in cursor.shared.members.values() if cursor.shared is not None else ():
-            found.update(offset for offset in member.begun if base <= offset < end)
+def in_use(books: Books, log: state.Log, base: int, end: int) -> list[int]:
+    """The offsets in a range whose records consumers have parked, or may still park: what was sent
+    to them and is not settled, for they have the bytes. These records stay. As ranges: begin, end,
+    begin, end, ...
+    """
+    found: list[int] = []
+
+    def use(begin: int, behind: int) -> None:
+        if (low := max(begin, base)) < (high := min(behind, end)):
+            add(found, low, high)
+
+    for name, cursor in log.cursors.items():
+        for offset in cursor.parked:
+            use(offset, offset + 1)
+        if cursor.shared is None:
+            use(cursor.committed, max(cursor.begun, books.delivered((log.id, name))))
+            continue
+        for member in cursor.shared.members.values():
+            for offset in member.begun:
+                use(offset, offset + 1)
+        if (group := books.groups.get((log.id, name))) is not None:
+            for begin, behind in holes(cursor.shared.settled, cursor.committed, group.head):
+                use(begin, behind)
+            for mate in group.mates.values():
+                for offset in mate.hands:
+                    use(offset, offset + 1)
     return found
 
 
@@ -56,7 +75,9 @@ def compact(desk: Desk, waiting: Waiting, control: Compact) -> Make:
     there = [(each.base, each.generation) for each in log.segments if base <= each.base < end]
     if there != sources:
         raise InvalidRequest("segments were trimmed while they were compacted")
-    if in_use(log, base, end) - control.in_use or protected_end(log) < end:
+    needed = pairs(in_use(desk.books, log, base, end))
+    came = any(any(holes(control.in_use, begin, behind)) for begin, behind in needed)
+    if came or protected_end(log) < end:
         raise InvalidRequest("consumers came to need what was compacted")
     books, files = desk.books, desk.books.files[log.id]
     desk.fact(

@@ -12,7 +12,7 @@ from ..shared import pairs
 from . import members
 from .desk import Answer, Grant, listing, resolve
 from .parking import put_aside
-from .trims import unprotect
+from .trims import behind_own, unprotect
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -295,9 +295,11 @@ def list_cursors(desk: Desk, waiting: Waiting, control: protocol.ListCursors) ->
     return lambda _synced: lambda: listing([look() for look in looks])
 
 
-def get_cursor(desk: Desk, waiting: Waiting, control: protocol.GetCursor) -> Make:
+def get_cursor(desk: Desk, waiting: Waiting, control: protocol.GetCursor) -> Make | None:
     log = desk.log(control.log)
     desk.cursor(log, control.consumer)
+    if behind_own(desk, waiting, (log.id, control.consumer)):
+        return None
     look = _look_at(desk, log, control.consumer)
     return lambda _synced: lambda: Answer(protocol.CursorReply(look()))
 

@@ -414,6 +414,12 @@ class Books:
 
         return end
 
+    def delivered(self, key: Key) -> int:
+        """The offset after the last record that was sent to whoever holds a consumer."""
+        peer = self.holders.get(key)
+        grant = peer.grants.get(key) if peer is not None else None
+        return grant.delivered if grant is not None else 0
+
     def extent(self, log: state.Log, offset: int) -> Extent:
         """The segment that holds ``offset``, as far as it is visible."""
         visible = self.visible[log.id]

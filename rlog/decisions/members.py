@@ -15,7 +15,7 @@ from rlog_client import model, protocol
 from rlog_client.errors import Busy, Fenced, InvalidRequest, NotFound
 
 from .. import facts, state
-from ..dispatch import Dispatch
+from ..dispatch import ABSENT_MAX, Dispatch
 from ..shared import Shared, add, holds, holes, pairs
 from .desk import Answer, Grant, resolve
 from .parking import put_aside
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from .desk import Books, Desk, Key, Lapse, Make, Peer, Unreadable, Vanish, Waiting
 
 OFFSETS_MAX: Final = 1000  # in each list of one request
+# Bounds of ranges that a transaction's commit takes along: what it adds to a frame is promised (see
+# ``protocol.transact_bytes``). Of two ranges a record there is sooner or later none left, as there
+# are records between them.
+SINGLE_ABSENT_MAX: Final = 4
 LAPSED: Final = "it was in hand for longer than hand_seconds"
 
 
@@ -308,7 +312,8 @@ def commit_single(desk: Desk, peer: Peer, control: protocol.CommitSingle) -> Non
     group, mate = member_of(desk, peer, key, cursor, control.epoch)
     if not cursor.is_settled(offset):
         flat = [offset, offset + 1]
-        _complete(desk, key, group, mate, [(offset, offset + 1)], (flat, None))
+        done = [(offset, offset + 1)]
+        _complete(desk, key, group, mate, done, (flat, None), SINGLE_ABSENT_MAX)
 
 
 def _complete(
@@ -318,12 +323,13 @@ def _complete(
     mate: Mate,
     done: list[tuple[int, int]],
     told: tuple[list[int], list[int] | None],
+    absent_max: int = ABSENT_MAX,
 ) -> None:
     """``done``: what is not settled yet. ``told``: done and begun, as for the fact."""
     flat, begun = told
     log = desk.log(key[0])
     paused = group.cursor.paused is not None
-    absent = group.take_absent() if done else []
+    absent = group.take_absent(absent_max) if done else []
     desk.fact(facts.Completed(*key, mate.epoch, [*flat, *absent], begun), log)
     if done:
         _settled(desk, key, group, mate, done)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from rlog_client import batch as batches
 from rlog_client import protocol
-from rlog_client.errors import InvalidRequest, OutcomeUnknown, TooLarge
+from rlog_client.errors import Conflict, InvalidRequest, OutcomeUnknown, TooLarge
 from rlog_client.model import PRODUCER_ID
 
 from .. import facts, state
@@ -44,6 +44,8 @@ def transact(desk: Desk, waiting: Waiting, control: protocol.Transact) -> Make |
     ]
     for commit in control.commits:
         _check_commit(desk, peer, commit)
+        if checked:
+            _check_undone(desk, commit)
     _check_size(desk, control, checked)
     for append in checked:
         # (What a log has to lose for it goes in any case.)
@@ -159,6 +161,27 @@ def _check_commit(desk: Desk, peer: Peer, commit: protocol.Commitment) -> None:
                 members.check_redriven(desk, peer, commit)
             else:
                 desk.held_cursor(peer, desk.log(log), consumer, epoch)
+
+
+def _check_undone(desk: Desk, commit: protocol.Commitment) -> None:
+    """With appends, what is committed already is refused: they were made with that commit, or were
+    not to be made. Whoever gave up on a transaction that waits for space, and has its record once
+    more, must not append twice.
+    """
+    log, offset = desk.log(commit.log), commit.offset
+    cursor = log.cursors[commit.consumer]
+    match commit:
+        case protocol.CommitThrough():
+            offset -= 1
+            done = commit.offset <= cursor.committed
+        case protocol.CommitSingle():
+            done = cursor.is_settled(offset)
+        case protocol.CommitRedriven():
+            parked = cursor.parked.get(offset)
+            done = parked is None or not parked.redriven
+    if done:
+        text = f"log {log.name!r}: record {offset} is committed by {commit.consumer!r} already"
+        raise Conflict(text, end=log.end, key_offset=None)
 
 
 def _do_commit(desk: Desk, peer: Peer, commit: protocol.Commitment) -> None:

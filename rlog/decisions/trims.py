@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ..log import LogFiles
     from ..retention import Plan, Uncopied
     from ..segment import Extent
-    from .desk import Books, Desk, Make, Waiting
+    from .desk import Books, Desk, Key, Make, Waiting
 
 logger = logging.getLogger("rlog.retention")
 
@@ -127,8 +127,27 @@ def behind_others(desk: Desk, log: state.Log, waiting: Waiting) -> bool:
         raise InvalidRequest("the connection is closed")  # and nobody hears this
     if log.id not in desk.books.watch.blocked:
         return False
+    if _waited(desk, waiting):
+        raise DiskFull(f"log {log.name!r}: others wait for space before this")
     _block(desk, log, waiting)
     return True
+
+
+def behind_own(desk: Desk, waiting: Waiting, consumer: Key) -> bool:
+    """Whether a transaction of the same peer that commits ``consumer`` waits for space. Then what
+    is asked of the cursor waits behind it: who has given up on its answer goes by that.
+    """
+    for others in desk.books.watch.blocked.values():
+        for each in others:
+            control = each.control
+            if (
+                each.peer is waiting.peer
+                and isinstance(control, protocol.Transact)
+                and any((commit.log, commit.consumer) == consumer for commit in control.commits)
+            ):
+                others.append(waiting)
+                return True
+    return False
 
 
 def make_room(desk: Desk, log: state.Log, waiting: Waiting, size: int) -> bool:
@@ -149,7 +168,7 @@ def make_room(desk: Desk, log: state.Log, waiting: Waiting, size: int) -> bool:
     if not plan.over or log.options.blocking_minimum_retention is None:
         return True
     watch.room.pop(log.id, None)
-    if waiting.since is not None and desk.now >= waiting.since + WAIT_SECONDS:
+    if _waited(desk, waiting):
         raise DiskFull(_full(log, plan))
     _block(desk, log, waiting)
     left_ns = plan.again_ns if plan.again_ns is not None else round(TICK_SECONDS * 1e9)
@@ -163,6 +182,11 @@ def _block(desk: Desk, log: state.Log, waiting: Waiting) -> None:
     if waiting.since is None:
         waiting = waiting._replace(since=desk.now)
     desk.books.watch.blocked.setdefault(log.id, []).append(waiting)
+
+
+def _waited(desk: Desk, waiting: Waiting) -> bool:
+    """It has waited for long enough."""
+    return waiting.since is not None and desk.now >= waiting.since + WAIT_SECONDS
 
 
 def _full(log: state.Log, plan: Plan) -> str:

@@ -127,17 +127,25 @@ class LiveServer(server.Server):
         if log is None or cursor is None:
             raise NotFound(f"there is no consumer {consumer!r} of a log {log_name!r}")
         key, epoch = (log.id, consumer), cursor.epoch
+        if cursor.shared is not None:
+            await self._lapse_members(key, log_name)
+            return
         while cursor.epoch == epoch:
             peer = books.holders.get(key)
             grant = peer.grants.get(key) if peer is not None else None
             if grant is None or grant.in_hand is None:
-                raise RuntimeError(
-                    f"consumer {consumer!r} of log {log_name!r} has no record in hand, so none can "
-                    "be in hand for too long: only process() puts records in hand. "
-                    "Cursor.evict() ends any claim."
-                )
+                raise _nothing_in_hand(log_name, consumer)
             books.hands.pop(key, None)  # its time is over
             await self._ask(Lapse(*key, epoch))
+
+    async def _lapse_members(self, key: tuple[int, str], log_name: str) -> None:
+        group = self.broker.books.groups.get(key)
+        begun = [mate for mate in group.mates.values() if mate.since_ns] if group else []
+        if not begun:
+            raise _nothing_in_hand(log_name, key[1])
+        for mate in begun:
+            mate.due = dict.fromkeys(mate.since_ns, 0.0)  # their time is over
+            await self._ask(Lapse(*key, mate.epoch))
 
     async def _ask(self, control: protocol.Control) -> None:
         asker = _Asker()
@@ -146,6 +154,13 @@ class LiveServer(server.Server):
         await asker.answered.wait()
         if asker.error is not None:
             raise asker.error
+
+
+def _nothing_in_hand(log: str, consumer: str) -> RuntimeError:
+    return RuntimeError(
+        f"consumer {consumer!r} of log {log!r} has no record in hand, so none can be in hand for "
+        "too long: only process() puts records in hand. Cursor.evict() ends any claim."
+    )
 
 
 class Life:

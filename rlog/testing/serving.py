@@ -20,7 +20,7 @@ from ..config import Listen
 from ..driver import Limits
 from ..files import PAGE, Lock, remove_socket
 from ..policy import parse_policy
-from .faults import FailedSync, Faults, FaultyDisk, FullDisk, LostReply
+from .faults import KINDS, FailedSync, Faults, FaultyDisk, FullDisk, LostReply
 from .life import Clock, Life, ServerFailed, alone
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ JOURNAL_FILE_BYTES: Final = 4 << 20
 JOURNAL_FILE_MIN: Final = 64 * 1024
 JOURNAL_FILE_MAX: Final = 1 << 30
 HOST: Final = "127.0.0.1"
+YEAR_SECONDS: Final = 366 * 86_400.0
+AHEAD_SECONDS_MAX: Final = 200 * YEAR_SECONDS  # times are ns since 1970, in 64 bits with a sign
 
 
 class Server:
@@ -239,6 +241,10 @@ class Server:
         Ordered at once; as a ``with`` it is taken back at the end of the block, which raises
         AssertionError if nothing was lost in it.
         """
+        if to is not None and to not in KINDS.values():
+            raise ValueError(f"to is one of {', '.join(sorted({*KINDS.values()}))}, not {to!r}")
+        if times is not None and (not isinstance(times, int) or times < 1):
+            raise ValueError(f"times is a whole number from 1 on, or None, not {times!r}")
         return self._faults.order(LostReply(self._faults, to, log, times))
 
     def cut(self, name: str | None = None) -> int:
@@ -256,8 +262,9 @@ class Server:
 
         An attempt is counted of that record. The handler runs on, and knows nothing; its verdict
         is Fenced, and ``process`` raises that. The record comes again to whoever claims next, with
-        ``attempt`` one higher. RuntimeError: no record is in hand (``Cursor.evict`` ends any
-        claim, and counts nothing). NotFound: there is no such consumer.
+        ``attempt`` one higher. Of a shared consumer this ends the claims of all members that have
+        something in hand. RuntimeError: no record is in hand (``Cursor.evict`` ends any claim, and
+        counts nothing). NotFound: there is no such consumer.
         """
         self._alive().call(self._alive().server.lapse, log, consumer_name(consumer))
 
@@ -327,6 +334,8 @@ class Server:
         """
         if not seconds >= 0:
             raise ValueError(f"time does not go back: {seconds} s")
+        if self._clock.ahead_seconds + seconds > AHEAD_SECONDS_MAX:
+            raise ValueError(f"not more than {AHEAD_SECONDS_MAX / YEAR_SECONDS:.0f} years in all")
         if self._life is None:
             self._clock.ahead_seconds += seconds
         else:

@@ -253,6 +253,32 @@ def test_damage_is_told_once_and_only_where_it_matters(make_server: Callable[...
         assert (log.latest(b"b") or pytest.fail("none")).offset == 3
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_what_a_handler_parks_was_not_compacted_since_it_was_sent(
+    server: Server, client: rlog.Client, keyed: rlog.Log, shared: bool
+) -> None:
+    keys = [b"%d" % number for number in range(40)]
+    keyed.append_many([rlog.Item(b"old", key) for key in keys])
+    keyed.append(bytes(ROLL))
+    with server.connect() as other, keyed.consumer("c", block=False, shared=shared) as consumer:
+        log = other.log(keyed.name)
+
+        def handle(record: rlog.Record) -> rlog.Verdict | None:
+            if record.offset == 0:
+                log.append_many([rlog.Item(b"new", key) for key in keys])
+                log.append_many([rlog.Item(b"hot", b"hot")] * 60)
+                log.append(bytes(ROLL))
+                # What nobody was sent goes meanwhile: so the compactor was there.
+                eventually(lambda: absent(log) == 59, "it is compacted")
+            return rlog.PARK if record.value == b"old" else None
+
+        consumer.process(handle, limit=40, in_flight=5)
+        parked = keyed.cursor("c").parked()
+    assert [(each.record.offset, each.record.value) for each in parked] == [
+        (offset, b"old") for offset in range(40)
+    ]
+
+
 @pytest.mark.patience(180)
 def test_killed_again_and_again_while_it_compacts_nothing_latest_is_lost(
     make_server: Callable[..., Server],

@@ -314,6 +314,77 @@ def by_hand(
         transaction.commit(*commit)
 
 
+FULL: dict[str, Any] = {"max_total_bytes": 16 * 1024, "blocking_minimum_retention": 3600.0}
+
+
+def filled(client: rlog.Client, name: str) -> rlog.Log:
+    """A log with no space for 2,000 bytes more, and for an hour there will be none."""
+    log = client.log(name, create=True, **FULL)
+    while log.info().bytes < FULL["max_total_bytes"] - 2000:
+        log.append(bytes(900))
+    return log
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_given_up_while_they_wait_for_space_a_records_appends_are_made_once(
+    own: Server, shared: bool
+) -> None:
+    with rlog.connect(own.tcp) as admin, rlog.connect(own.tcp, timeout=0.5) as client:
+        log = client.log("a", create=True)
+        log.append(b"an order")
+        out = filled(admin, "b")
+        before = out.info().end
+        calls = 0
+
+        def handle(record: rlog.Record) -> rlog.Verdict:
+            nonlocal calls
+            calls += 1
+            if calls == 3:
+                out.alter(max_total_bytes=None)  # the others wait still
+            return rlog.Commit(appends=[("b", bytes(2000))])
+
+        with log.consumer("c", shared=shared) as consumer:
+            for _ in range(2):
+                with pytest.raises((rlog.OutcomeUnknown, rlog.TimedOut)):
+                    consumer.process(handle, limit=1)
+            if not shared:
+                assert calls == 1, "what may be committed is not handled once more"
+                out.alter(max_total_bytes=None)
+            eventually(lambda: consumer.process(handle, block=False) in (0, 1), "it goes on")
+            eventually(lambda: log.cursor("c").info().committed == 1, "it is committed")
+        log.append(b"another")
+        with log.consumer("c", shared=shared) as consumer:
+            assert consumer.process(lambda _record: rlog.COMMIT, limit=1) == 1
+        assert out.info().end == before + 1
+
+
+def test_while_one_waits_for_space_no_other_gets_so_far_ahead_that_it_is_forgotten(
+    own: Server,
+) -> None:
+    async def program() -> None:
+        async with rlog.connect_async(own.tcp) as client:
+            receipts: list[rlog.Receipt] = []
+
+            async def one(log: str, size: int) -> None:
+                async with client.transaction() as transaction:
+                    transaction.append(log, bytes(size))
+                receipts.extend(transaction.receipts)
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(one, "b", 2000)
+                for _ in range(100):
+                    tasks.start_soon(one, "a", 1)
+                await anyio.sleep(0.5)
+                assert len(receipts) == 63
+                await (await client.log("b")).alter(max_total_bytes=None)
+            assert len(receipts) == 101
+
+    with rlog.connect(own.tcp) as admin:
+        made(admin)[1].delete()
+        filled(admin, "b")
+        anyio.run(program)
+
+
 def test_what_was_never_sent_is_not_unknown(own: Server) -> None:
     with rlog.connect(own.tcp, timeout=0.4) as client:
         log, out = made(client)

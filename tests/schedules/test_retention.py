@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from rlog import retention
+from rlog import retention, state
 from rlog_client import batch, errors, model, protocol
 from tests.schedules.world import LOG, TEN_YEARS_NS, Client, World, code
 
@@ -273,6 +273,48 @@ def test_without_its_cursor_it_protects_from_the_first_offset_and_deleting_it_en
     assert info(world).options["protected"] == []
     world.sleep(2)
     assert not kept(world)
+
+
+# --- with compaction ----------------------------------------------------------------------------
+
+
+def put(world: World, key: bytes, size: int = 300) -> None:
+    """A record of a key, and what supersedes itself at once."""
+    keys = [key, b"hot", b"hot", b"hot"]
+    world.send(world.client("filler"), [bytes(size)] * len(keys), keys)
+
+
+def test_what_is_old_goes_in_time_though_it_was_compacted_together_with_what_is_young() -> None:
+    world = World(max_file_age=100.0, key_index=True, compact=True)
+    appended_ns: list[int] = []
+    compacted = 0
+    for number in range(60):
+        appended_ns.append(world.clock.wall())
+        put(world, b"%d" % number)
+        world.sleep(3)
+        compacted += world.server.compact()  # (which takes its time)
+        world.sleep(1)
+        ages = [(world.clock.wall() - at_ns) / 1e9 for at_ns in appended_ns]
+        first = -(-world.log.first // 4)
+        assert all(age >= 99 for age in ages[:first])
+        assert all(age <= 100 + 25 + 2 for age in ages[first:]), ages[first]
+    assert compacted > 5
+    assert first > 5
+
+
+def test_of_a_compacted_log_that_is_full_goes_a_quarter_at_a_time() -> None:
+    world = World(max_total_bytes=TOTAL, key_index=True, compact=True)
+    least = TOTAL
+    for number in range(100):
+        put(world, b"%d" % number)
+        world.sleep(1)
+        assert world.log.bytes <= TOTAL
+        if world.log.first:
+            least = min(least, world.log.bytes)
+        world.server.compact()
+    assert world.log.first, "it was full"
+    assert max(segment.bytes for segment in world.log.segments) <= TOTAL // state.ROLLS
+    assert least > TOTAL // 2
 
 
 # --- appends that wait --------------------------------------------------------------------------

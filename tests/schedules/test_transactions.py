@@ -10,6 +10,7 @@ from rlog import state
 from rlog_client import errors, model, protocol
 from rlog_client.protocol import (
     CommitRedriven,
+    CommitSingle,
     CommitThrough,
     LogBatch,
     OpenProducer,
@@ -18,6 +19,7 @@ from rlog_client.protocol import (
     Transacted,
 )
 from tests.schedules.world import LOG, OUT, Client, Values, World, code, packed
+from tests.shared.seat import NAME, Seat
 from tests.storage.server import ROLL
 from tests.storage.simdisk import PAGE
 
@@ -100,6 +102,30 @@ def test_a_commit_below_the_cursor_is_a_success_as_it_is_alone() -> None:
     world.commit(a, 1, 3)
     assert isinstance(world.transact(a, asking(1, commits=[through(1)])), Transacted)
     assert world.cursor().committed == 3
+
+
+def test_with_appends_a_record_that_is_committed_already_is_refused_and_nothing_is_appended() -> None:
+    """Its own were made with that commit: whoever asks once more did not hear of it."""
+    world = world_of(4)
+    a = member(world)
+    world.settle(a, 1, 0, "park")
+    world.call(a, protocol.Redrive(LOG, "c", [0]))
+    redriven, next_one = CommitRedriven(LOG, "c", 1, 0), through(2)
+    for number, commit in enumerate((redriven, next_one)):
+        assert isinstance(world.transact(a, asking(number, GOOD, commits=[commit]), [b"x"]), Transacted)
+    for number, commit in enumerate((redriven, next_one, through(1)), 10):
+        refused = world.transact(a, asking(number, GOOD, commits=[commit]), [b"again"])
+        assert code(refused) == errors.Conflict.code
+        assert isinstance(world.transact(a, asking(number + 10, commits=[commit])), Transacted)
+    assert (world.values("b"), world.cursor().committed) == ([b"x", b"x"], 2)
+
+    seat = Seat(world)
+    seat.take()
+    single = CommitSingle(LOG, NAME, seat.epoch, 0)
+    assert isinstance(world.transact(seat.client, asking(30, GOOD, commits=[single]), [b"s"]), Transacted)
+    refused = world.transact(seat.client, asking(31, GOOD, commits=[single]), [b"again"])
+    assert code(refused) == errors.Conflict.code
+    assert world.values("b") == [b"x", b"x", b"s"]
 
 
 def test_a_redriven_record_is_done_with_and_resumes_what_it_paused() -> None:
@@ -358,6 +384,52 @@ def test_a_repeated_one_is_recognised_before_anything_else_is_asked_of_it(how: s
     assert world.values("b") == [b"x", b"y"]
 
 
+LARGE = [bytes(3000)]
+
+
+def full_log(world: World, name: str) -> LogBatch:
+    """An append for which there is no space, and will be none for a minute."""
+    options = {"max_total_bytes": 16 * 1024, "blocking_minimum_retention": 60.0}
+    world.server.create(name, **options)
+    append, filler = LogBatch(world.server.ids[name], 0), world.client(name)
+    filled = [
+        world.transact(filler, asking(n, append, client=append.log), LARGE) for n in range(10)
+    ]
+    assert filled[0] is not None
+    assert filled[-1] is None, "it is never full"
+    world.leave(filler)
+    world.sleep(6)
+    return append
+
+
+def test_of_a_cursor_nothing_is_told_before_what_its_holder_has_waiting_is_decided() -> None:
+    world = world_of()
+    append = full_log(world, "full")
+    a, other = member(world), world.client("other")
+    waiting = world.ask_transact(a, asking(1, append, commits=[through(1)]), LARGE)
+    asked = world.ask(a, protocol.GetCursor(LOG, "c"))
+    assert world.call(other, protocol.GetCursor(LOG, "c")).info.committed == 0
+    assert {waiting, asked}.isdisjoint(a.answers)
+    world.call(other, protocol.AlterLog(append.log, {"max_total_bytes": None}))
+    world.pump()
+    assert isinstance(a.answers[waiting], Transacted)
+    assert a.answers[asked].info.committed == 1  # type: ignore[attr-defined]
+
+
+def test_it_waits_for_the_space_of_all_its_logs_together_no_longer_than_for_one() -> None:
+    world = world_of()
+    one, two = full_log(world, "one"), full_log(world, "two")
+    a, other = world.client("a"), world.client("other")
+    waiting = world.ask_transact(a, asking(1, one, two), LARGE, LARGE)
+    world.sleep(4)
+    world.ask_transact(other, asking(1, two, client=ID + 1), LARGE)
+    world.call(world.client("admin"), protocol.AlterLog(one.log, {"max_total_bytes": None}))
+    assert waiting not in a.answers, "it waits behind the other one now"
+    world.sleep(2)
+    assert code(a.answers[waiting]) == errors.DiskFull.code
+    assert not other.answers
+
+
 def test_one_that_was_cut_off_before_its_frame_was_synced_is_done_when_it_is_repeated() -> None:
     world = world_of()
     a = member(world)
@@ -460,6 +532,38 @@ def test_its_size_is_promised_with_all_that_it_adds_to_the_frame() -> None:
     values = [{b"%d" % log * 100: b"v"} for log in range(2, 122)]
     # The broker asserts that the facts keep within what was promised for them.
     assert len(world.transact(a, control, *values).appends) == 120
+
+
+@pytest.mark.parametrize("at_once", [1, 10])
+def test_what_was_compacted_is_passed_by_shared_commits_within_what_is_promised(
+    at_once: int,
+) -> None:
+    world = world_of_holes(600)
+    a = Seat(world)
+    world.call(a.client, SeekCursor(LOG, NAME, model.offset(FAR), force=True))
+    a = Seat(world, "b")
+    offsets = a.take(100)
+    for number in range(5):
+        some, offsets = offsets[:at_once], offsets[at_once:]
+        commits = [CommitSingle(LOG, NAME, a.epoch, offset) for offset in some]
+        # The broker asserts that the facts keep within what was promised for them.
+        assert isinstance(world.transact(a.client, asking(number, commits=commits)), Transacted)
+        assert world.cursor(NAME).committed == offsets[0], "no hole below it is left behind"
+
+
+FAR = 1 << 17  # an offset that takes five bytes
+
+
+def world_of_holes(count: int) -> World:
+    """A log with so many records from FAR on, each of them before a hole."""
+    world = World(0, pages=256, key_index=True, compact=True)
+    filler = world.client("filler")
+    world.send(filler, [b""] * FAR)
+    keys = [key for n in range(count) for key in (b"%d" % n, b"hot", b"hot")]
+    world.send(filler, [bytes(100)] * len(keys), keys)
+    world.send(filler, [bytes(16 * ROLL)], [b"hot"])
+    assert world.server.compact() == 1
+    return world
 
 
 def test_the_largest_one_fits_a_journal_file_and_one_byte_more_is_refused() -> None:

@@ -296,6 +296,25 @@ def test_parked_records_and_those_in_hand_stay() -> None:
     assert sorted(twins.records("a")) == [1, 3, 4, 6, 7]
 
 
+def test_what_was_sent_to_a_consumer_and_may_still_be_parked_stays() -> None:
+    twins = Twins()
+    twins.put(b"a", b"a", b"a", b"a", b"a", b"a", size=600)
+    twins.put(b"a", b"b", size=1500)
+    twins.server.claim("a", "c")
+    grant = twins.server.peer.grants[1, "c"]
+    grant.delivered = 2
+    twins.server.compact()
+    assert sorted(twins.records("a")) == [0, 1, 6, 7]
+    # And what comes to be sent while it is compacted: of the old file, perhaps.
+    twins.put(b"b", b"b", b"b", b"b", size=1500)
+
+    def send() -> None:
+        grant.delivered = 8
+
+    assert twins.server.compact(send) == 1
+    assert sorted(twins.records("a"))[:4] == [0, 1, 6, 7]
+
+
 def test_what_is_parked_while_it_is_compacted_stays() -> None:
     twins = Twins()
     twins.put(b"a", b"a", b"a", size=1200)

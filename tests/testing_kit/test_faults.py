@@ -314,6 +314,47 @@ def test_a_standby_takes_over_what_lapses(
     assert seen == [(0, 2), (1, 1), (2, 1)]
 
 
+def test_what_the_members_of_a_shared_consumer_have_in_hand_lapses(
+    rlog_server: Server, log: Any
+) -> None:
+    log.append_many([b"0", b"1"])
+    seen: list[tuple[int, int]] = []
+
+    def handle(record: rlog.Record) -> None:
+        seen.append((record.offset, record.attempt))
+        if record.offset == 1 and record.attempt == 1:
+            rlog_server.lapse("l", "s")
+
+    with log.consumer("s", shared=True, block=False) as member, pytest.raises(rlog.Fenced):
+        member.process(handle)
+    with log.consumer("s", shared=True, block=False) as member:
+        with pytest.raises(RuntimeError, match="no record in hand"):
+            rlog_server.lapse("l", "s")
+        assert member.process(handle) == 1
+    assert seen == [(0, 1), (1, 1), (1, 2)]
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments"),
+    [
+        ("lose_reply", {"times": 0}),
+        ("lose_reply", {"times": -1}),
+        ("lose_reply", {"times": 1.5}),
+        ("lose_reply", {"to": "appends"}),
+        ("advance", {"seconds": -1.0}),
+        ("advance", {"seconds": float("nan")}),
+        ("advance", {"seconds": float("inf")}),
+        ("advance", {"seconds": 1e12}),
+    ],
+)
+def test_what_makes_no_sense_is_refused_and_breaks_no_server(
+    rlog_server: Server, log: Any, method: str, arguments: dict[str, Any]
+) -> None:
+    with pytest.raises(ValueError, match=r"is one of|is a whole number|go back|years in all"):
+        getattr(rlog_server, method)(**arguments)
+    assert log.append(b"0") == 0
+
+
 def test_only_what_is_in_hand_can_lapse(rlog_server: Server, log: Any) -> None:
     log.append(b"0")
     for name, consumer in (("l", "nobody"), ("nowhere", "c")):
