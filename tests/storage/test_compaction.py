@@ -14,6 +14,7 @@ import pytest
 from rlog import compaction, facts, state
 from rlog.compaction import Compactor, due
 from rlog.decisions import protected_end
+from rlog.keys import Keys
 from rlog.log import Chunk
 from rlog.segment import parse_name, path
 from rlog.subscription import Subscription
@@ -488,7 +489,7 @@ def test_a_table_is_of_one_moment_whatever_is_appended_while_it_is_made(seed: in
         keys.put(key, end)
         end += rng.choice((1, 1, 5, 100_000))
 
-    class Looked(state.Keys):
+    class Looked(Keys):
         def offsets(self, begin: int, behind: int) -> Any:
             found = super().offsets(begin, behind)
             for _ in range(rng.randrange(500)):

@@ -192,22 +192,6 @@ def test_a_dumped_state_is_loaded_as_it_was() -> None:
     assert again != made, "a copy shares nothing"
 
 
-def test_an_index_of_keys_is_loaded_as_it_was_also_from_how_it_was_written_once() -> None:
-    made = with_log()
-    for number in range(5):
-        made.logs[1].keys.put(b"%d" % (number % 3), number)
-    again = state.load(state.dump(made))
-    assert again == made
-    assert dict(again.logs[1].keys.items()) == {b"0": 3, b"1": 4, b"2": 2}
-    assert again.logs[1].keys.put(b"1", 9) == 4
-    assert again != made
-    assert dict(state.Keys.from_wire({b"k": 7, b"l": 2}).items()) == {b"k": 7, b"l": 2}
-    assert dict(made.logs[1].keys.since(3).items()) == {b"0": 3, b"1": 4}
-    for wrong in ([], [{}, b"12345678"], [{b"k": 1}, bytes(8)], [{b"k": 0}, b"1234567"], 5):
-        with pytest.raises(ValueError, match=r"."):
-            state.Keys.from_wire(wrong)
-
-
 @pytest.mark.parametrize("raw", [b"", b"\x92", b"\x90\x90", b"\x92\x80\xa1x"])
 def test_what_is_no_state_is_not_loaded(raw: bytes) -> None:
     with pytest.raises(msgspec.MsgspecError):
