@@ -676,6 +676,8 @@ def _settle(cursor: Cursor, fact: VerdictFact, time_ns: int) -> None:
             cursor.redrive(offsets)
         case facts.Resumed():
             cursor.resume()
+        case _:
+            raise AssertionError("of a shared consumer")
 
 
 def _put_aside(cursor: Cursor, fact: facts.Parked, time_ns: int) -> None:
@@ -729,7 +731,7 @@ def _settle_shared(cursor: Cursor, shared: Shared, fact: VerdictFact, time_ns: i
             cursor.redrive(offsets)
         case facts.Resumed():
             cursor.resume()
-        case facts.Committed() | facts.Took():
+        case _:
             raise AssertionError("not of a shared consumer")
 
 

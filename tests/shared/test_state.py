@@ -77,6 +77,15 @@ def test_completed_settles_ranges_and_says_what_is_begun() -> None:
     assert (cursor.committed, shared.settled) == (14, [16, 17])
 
 
+def test_completed_without_a_word_of_what_is_begun_takes_only_what_is_done_out_of_the_hands() -> (
+    None
+):
+    begun = completed(begun=(10, 11, 12, 13))
+    _, shared = consumer(begun, facts.Completed(1, "s", 1, [11, 13], None))
+    assert shared.members[1].begun == [10, 13]
+    assert shared.settled == [11, 13]
+
+
 def test_failed_is_kept_until_it_is_settled_and_is_in_hand_no_more() -> None:
     failed = facts.Failed(1, "s", 1, 11, 2, "E", 3)
     cursor, shared = consumer(completed(begun=(10, 11)), failed)
@@ -138,8 +147,12 @@ def test_the_breaker_is_that_of_all_members() -> None:
     assert (cursor.paused, cursor.streak) == ("two", [12, 14])
     cursor, _ = consumer(first, completed(10, 11), second)
     assert cursor.streak == [14]
-    cursor, _ = consumer(first, second, completed(10, 11))
-    assert (cursor.paused, [p.redriven for p in cursor.parked.values()]) == (None, [True, True])
+    for end in (completed(10, 11), facts.Resumed(1, "s")):
+        cursor, _ = consumer(first, second, end)
+        redriven = [each.redriven for each in cursor.parked.values()]
+        assert (cursor.paused, redriven) == (None, [True, True])
+    cursor, _ = consumer(first, second, completed(begun=(10,)))
+    assert cursor.paused == "two", "to begin one is no success"
 
 
 def test_a_seek_ends_every_claim_and_forgets_what_was_settled_and_failed() -> None:
