@@ -272,10 +272,9 @@ class LogFiles:
             if want <= count or len(data) < count:
                 break
             count = want  # a batch larger than what was asked for
-        for found in walk(file.read, extent, position, offset):
-            if isinstance(found, Damage):
-                return found
-            break
+        found = next(walk(file.read, extent, position, offset), None)
+        if isinstance(found, Damage):
+            return found
         # What is cached was damaged, and the disk was not: say so rather than go round for ever.
         return Damage(position, offset, extent.end, "two reads differ")
 
