@@ -34,7 +34,13 @@ pytest_add_cli_args =
 also_copy =
     tests
     pyproject.toml
+type_check_command =
+    mypy
+    --config-file=
+    --output=json
+    {module}
 """
+SEEN: Final = ("killed", "timeout", "caught by type check")
 
 
 class Diff(NamedTuple):
@@ -101,13 +107,14 @@ def run(module: str, tests: list[str]) -> tuple[Counter[str], dict[str, Diff]]:
     )
     # Not the project, which PYTHONPATH or an installation may name: the copy.
     environment = {name: os.environ[name] for name in os.environ if name != "PYTHONPATH"}
+    environment["PATH"] = f"{MUTMUT.parent}:{environment['PATH']}"
     with (place / "log").open("wb") as log:
         subprocess.run(
             [MUTMUT, "run", "--max-children", "1"],
             cwd=place, env=environment, check=True, stdout=log, stderr=log,
         )  # fmt: skip
     ends = dict(re.findall(r"^\s*(\S+): (.+)$", mutmut(place, "results", "--all", "true"), re.M))
-    unseen = [name for name, end in ends.items() if end not in ("killed", "timeout")]
+    unseen = [name for name, end in ends.items() if end not in SEEN]
     return Counter(ends.values()), {name: Diff.of(mutmut(place, "show", name)) for name in unseen}
 
 
@@ -119,8 +126,9 @@ def main() -> int:
         wording = {name for name, diff in unseen.items() if diff.in_words}
         rest = {name: diff for name, diff in unseen.items() if name not in wording}
         new = {name: diff for name, diff in rest.items() if diff not in known.get(module, ())}
-        seen = counts["killed"] + counts["timeout"]
-        row = (f"`{module}`", counts.total(), seen, len(wording), len(rest))
+        row = (
+            f"`{module}`", counts.total(), *(counts[end] for end in SEEN), len(wording), len(rest)
+        )  # fmt: skip
         print(f"| {' | '.join(map(str, row))} |", flush=True)
         for name, diff in new.items():
             print(f"\nnot explained: {name}\n```diff\n{diff}\n```", flush=True)

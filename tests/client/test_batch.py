@@ -79,6 +79,11 @@ def test_any_bytes_are_refused_or_a_header(raw: bytes) -> None:
         batch.parse_header(raw)
 
 
+def test_nobody_is_the_producer_unless_it_is_said() -> None:
+    header = batch.parse_header(batch.encode([b"x"]))
+    assert (header.producer, header.sequence, header.epoch) == (0, 0, 0)
+
+
 @pytest.mark.parametrize("length", [0, 79, 80, 4096])
 def test_zeros_are_never_a_batch(length: int) -> None:
     with pytest.raises(batch.InvalidBatch):
@@ -135,8 +140,8 @@ COLUMNS = batch.Columns(
 
 def produced(columns: batch.Columns = COLUMNS) -> tuple[batch.Header, batch.Columns]:
     """Four records at the offsets 100 to 104, as a reader has them."""
-    raw = bytes(batch.encode(columns.values, *[columns[n] for n in (0, 2, 3)], producer=5,
-                             sequence=6, epoch=7))  # fmt: skip
+    keys, values, headers, times, _ = columns
+    raw = bytes(batch.encode(values, keys, headers, times, producer=5, sequence=6, epoch=7))
     header = batch.parse_header(batch.stamp(raw, 8, 100, 9))
     return header, batch.decode(header, raw[batch.HEADER_BYTES :])
 
@@ -258,6 +263,10 @@ def test_what_a_cut_says_is_absent_is_absent_and_nothing_else() -> None:
     absent = [(a, b) for a, b in ranges if made.absent(a, b)]
     assert absent == [(n, n) for n in range(99, 102)] + [(102, 102), (102, 103)] + [
         (n, n) for n in range(103, 106)
+    ]
+    made = batch.Cut("l", *thinned(1), 100, 0)
+    assert [made.absent(*pair) for pair in ((100, 101), (101, 102), (102, 104), (102, 105))] == [
+        *(True, False, True, False)
     ]
     whole = batch.Cut("l", *produced(), 101, 0)
     assert [pair for pair in ranges if whole.absent(*pair)] == [(n, n) for n in range(99, 106)]

@@ -50,11 +50,14 @@ def test_a_header_is_believed_only_under_its_crc_and_when_all_of_it_is_there() -
     for length in range(HEADER_BYTES):
         with pytest.raises(InvalidBatch, match=f"here are {length}"):
             batch.parse_header(raw[:length])
-    with pytest.raises(InvalidBatch, match="zeros"):
+    with pytest.raises(InvalidBatch, match=r"^zeros$"):
         batch.parse_header(bytes(HEADER_BYTES))
     with pytest.raises(InvalidBatch, match="header CRC is"):
         batch.parse_header(raw[:8] + b"\x09" + raw[9:HEADER_BYTES])
     assert batch.parse_header(b"before" + raw, 6) == batch.parse_header(raw)
+    header = batch.parse_header(raw)
+    with pytest.raises(InvalidBatch, match=r"body CRC is \w{8}, stored is \w{8}"):
+        batch.check_body(header, bytes(header.body_bytes))
 
 
 def test_no_batch_is_empty() -> None:
@@ -78,6 +81,15 @@ def test_the_number_of_values_is_told_from_their_columns_head(count: int) -> Non
     wrong, _ = made(body, count=count + 1)
     with pytest.raises(InvalidBatch, match=f"the values column has not {count + 1} entries"):
         batch.check_body(wrong, body)
+
+
+@pytest.mark.parametrize("count", [0x10000, 0x1000001, 2**32 - 1])
+def test_of_a_long_column_four_bytes_are_its_length_and_no_more(count: int) -> None:
+    header, body = made(b"\x94\xc0\xdd" + pack(">I", count) + b"\xc4\x00", count=count)
+    batch.check_body(header, body)
+    header, body = made(b"\x94\xc0\xdd" + pack(">I", count), count=count - 1)
+    with pytest.raises(InvalidBatch, match="the values column"):
+        batch.check_body(header, body)
 
 
 @pytest.mark.parametrize("shorter", [1, 2, 7])
