@@ -68,7 +68,7 @@ class Handles:
                 self._open.move_to_end(key)
             return file
 
-    def drop(self, log: int, base: int, generation: int = 0) -> None:
+    def drop(self, log: int, base: int, generation: int) -> None:
         with self._lock:
             self._open.pop((log, base, generation), None)
 
@@ -171,7 +171,7 @@ class LogFiles:
         if place.segment != self._base:
             if self._base >= 0:
                 self._dirty[self._base].truncate(self._length)
-                self._reserved.pop(self._base, None)
+                del self._reserved[self._base]
             self._base = place.segment
         self._dirty[self._base].write(place.position, pieces)
         self._length = place.position + size

@@ -206,7 +206,7 @@ def test_damage_stays_damage_and_is_never_taken_for_absent() -> None:
         left = disk.copy()
         server = Server(left, file_bytes=16 * 4096)
         left.replace(name, changed)
-        server.driver.broker.books.handles.drop(1, 0)
+        server.driver.broker.books.handles.drop(1, 0, 0)
         before = server.view().logs["a"].records
         assert server.compact() == 1
         after = server.view().logs["a"].records
@@ -235,7 +235,7 @@ def test_a_segment_that_cannot_be_read_does_not_stand_in_the_way_of_others() -> 
     for _ in range(6):
         twins.put(b"a", b"b", size=1700)
     twins.disk.unlink(path(1, 0))
-    twins.server.driver.broker.books.handles.drop(1, 0)
+    twins.server.driver.broker.books.handles.drop(1, 0, 0)
     assert twins.server.compact() == 2, "the first one was given up"
     assert [s.generation for s in twins.log.segments] == [0, 1, 0]
     assert twins.server.failed is None
@@ -263,7 +263,7 @@ def test_a_disk_that_fails_under_a_job_ends_the_job_alone(kind: str) -> None:
     twins = Twins()
     twins.put(b"a", b"b", size=1700)
     twins.put(b"a", b"b", size=1700)
-    twins.server.driver.broker.books.handles.drop(1, 0)
+    twins.server.driver.broker.books.handles.drop(1, 0, 0)
     twins.disk.fail(kind, twins.disk.calls[kind] + 1)
     twins.server.compact()
     assert twins.disk.failed == [kind]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlog.segment import Damage, Extent, Found, base_of, parse_name, path, walk
+from rlog.segment import Damage, Extent, Found, base_of, directory, parse_name, path, walk
 from rlog_client.batch import HEADER_BYTES, MAGIC
 from tests.storage.build import batch_of, flip, segment_of
 
@@ -261,6 +261,7 @@ def test_whatever_is_damaged_every_offset_is_accounted_for(
 def test_a_segments_name_is_its_base() -> None:
     assert path(7, 123) == "logs/7/00000000000000000123.seg"
     assert base_of("00000000000000000123.seg") == 123
+    assert path(7, 123).startswith(directory(7))
     assert path(7, 123, 4) == "logs/7/00000000000000000123.4.seg"
     assert parse_name("00000000000000000123.4.seg") == (123, 4)
     assert parse_name("00000000000000000123.seg") == (123, 0)
