@@ -367,7 +367,7 @@ class Log(Struct, array_like=True):
         roll, total = self.options.file_roll_size, self.options.max_total_bytes
         return roll if total is None else min(roll, max(total // ROLLS, ROLL_MIN))
 
-    def place(self, batch_bytes: int, time_ns: int = 0) -> Place:
+    def place(self, batch_bytes: int, time_ns: int) -> Place:
         """Where a batch of so many bytes goes, appended at ``time_ns``. The roll is decided
         *before* the write: only one oversized batch may exceed ``roll_bytes``, alone in its file.
 
@@ -542,7 +542,7 @@ class State(Struct, array_like=True):
             case facts.Forgotten(_, consumer):
                 del log.cursors[consumer]
             case facts.Sought(_, consumer, epoch, offset, keep_holder):
-                cursor = log.cursors.setdefault(consumer, Cursor(0, 0))
+                cursor = log.cursors.setdefault(consumer, Cursor(offset, epoch))
                 cursor.epoch = epoch
                 cursor.pass_to(offset)
                 cursor.put_down()

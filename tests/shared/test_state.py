@@ -141,6 +141,24 @@ def test_parked_is_settled_and_redriven_it_fails_and_is_settled_by_itself() -> N
         assert (shared.alone, redriven, cursor.is_settled(12)) == (set(), False, True)
 
 
+def test_a_redriven_suspect_below_the_floor_is_none_any_more_when_it_is_settled() -> None:
+    below = (parked(10), completed(11, 13), facts.Redriven(1, "s", [10]), completed(begun=(10,)))
+    gone = facts.Vanished(1, "s", 1, [], "gone")
+    cursor, shared = consumer(*below, gone)
+    assert (cursor.committed, shared.alone) == (13, {10})
+    unparked = facts.Unparked(1, "s", 2, 10)
+    for ends in ((parked(10, epoch=2),), (unparked,), (unparked, unparked)):
+        assert consumer(*below, gone, *ends)[1].alone == set()
+
+
+def test_attempts_add_up_whoever_failed() -> None:
+    failed = facts.Failed(1, "s", 1, 10, 2, "E", 3)
+    gone = facts.Vanished(1, "s", 1, [], "gone")
+    cursor, shared = consumer(failed, completed(begun=(10,)), gone)
+    assert shared.failed[10].attempts == 3
+    assert (cursor.last_error(10), cursor.last_error(11)) == ("gone", "")
+
+
 def test_the_breaker_is_that_of_all_members() -> None:
     first, second = parked(12, cause="E"), parked(14, cause="E", pause="two", epoch=2)
     cursor, _ = consumer(first, second)

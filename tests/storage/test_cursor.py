@@ -82,6 +82,7 @@ def test_who_vanished_with_several_in_hand_failed_none_and_they_come_one_by_one(
     # A later, smaller hand does not shorten that.
     after = cursor(SEVERAL, LEFT, ANEW, msgspec.structs.replace(BEGUN, epoch=2), LEFT, ANEW)
     assert (after.attempts, after.one_by_one) == (1, 13)
+    assert cursor(failed(), BEGUN, LEFT, ANEW).attempts == 3, "after two that failed otherwise"
 
 
 def test_who_vanished_with_nothing_in_hand_failed_nothing() -> None:
@@ -100,6 +101,8 @@ def test_a_redriven_record_that_was_in_hand_has_failed_in_its_second_life() -> N
     second = after.parked[9]
     assert (second.attempts, second.error) == (1, "host:1 vanished with it in hand")
     assert (after.attempts, after.hand, after.one_by_one) == (0, None, 0)
+    again = (failed(9), facts.Took(1, "c", 1, 9))
+    assert cursor(*away, *again, LEFT, ANEW).parked[9].attempts == 3
     # Unless it was passed over meanwhile.
     after = cursor(*away, parked(9, keep=False), facts.Took(1, "c", 1, 9), LEFT, ANEW)
     assert (after.parked, after.attempts) == ({}, 0)
@@ -262,6 +265,10 @@ def test_records_in_a_row_exhausted_by_one_cause_are_a_streak() -> None:
     for other in (parked(11), facts.Committed(1, "c", 1, 12), facts.Unparked(1, "c", 1, 10)):
         after = cursor(exhausted(10), other)
         assert (after.cause, after.streak) == ("", [])
+
+
+def test_a_commit_that_only_begins_a_record_is_no_success() -> None:
+    assert cursor(exhausted(10), facts.Committed(1, "c", 1, 11, 12)).streak == [10]
 
 
 def test_a_streak_that_is_long_enough_pauses_and_the_first_success_redrives_it() -> None:

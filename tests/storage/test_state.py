@@ -377,6 +377,13 @@ def test_compacted_segments_are_one_and_the_others_stay() -> None:
     assert log.segments[0].generation == 2
 
 
+def test_compacted_is_also_a_segment_of_one_record() -> None:
+    made = with_log(*(keyed(n, b"k", size=300) for n in range(4)))
+    made.apply(facts.Compacted(1, 1, 3, 1, 500, 1, 2), 5)
+    segments = made.logs[1].segments
+    assert [(each.base, each.generation) for each in segments] == [(0, 0), (1, 1), (3, 0)]
+
+
 @pytest.mark.parametrize(("base", "end"), [(1, 4), (0, 3)])
 def test_only_whole_segments_are_compacted(base: int, end: int) -> None:
     made = with_log(*(keyed(n, b"k", size=150) for n in range(6)))
