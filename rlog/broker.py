@@ -240,10 +240,8 @@ class Broker:
         now due.
         """
         for log_id in {layout.place.log for layout in decided.layouts}:
-            log = self.books.state.logs.get(log_id)
-            if log is None or log_id not in self.books.visible:
-                continue  # deleted in the same frame
-            policy = self.books.policy_of(log)
+            # It is there: a frame that deletes one is synced.
+            policy = self.books.policy_of(self.books.state.logs[log_id])
             if policy.visible_unsynced:
                 self.books.visible[log_id] = self._unsynced[log_id]
                 self.books.raised.add(log_id)

@@ -25,7 +25,8 @@ from crc32c import crc32c
 from msgspec import Struct
 
 from .files import PAGE, File, Files
-from .state import State, dec_hook, enc_hook
+from .keys import dec_hook, enc_hook
+from .state import State
 
 _HEAD: Final = Layout("<3sBI")
 _CRC: Final = Layout("<I")

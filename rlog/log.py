@@ -68,7 +68,7 @@ class Handles:
                 self._open.move_to_end(key)
             return file
 
-    def drop(self, log: int, base: int, generation: int = 0) -> None:
+    def drop(self, log: int, base: int, generation: int) -> None:
         with self._lock:
             self._open.pop((log, base, generation), None)
 
@@ -171,7 +171,7 @@ class LogFiles:
         if place.segment != self._base:
             if self._base >= 0:
                 self._dirty[self._base].truncate(self._length)
-                self._reserved.pop(self._base, None)
+                del self._reserved[self._base]
             self._base = place.segment
         self._dirty[self._base].write(place.position, pieces)
         self._length = place.position + size
@@ -272,10 +272,9 @@ class LogFiles:
             if want <= count or len(data) < count:
                 break
             count = want  # a batch larger than what was asked for
-        for found in walk(file.read, extent, position, offset):
-            if isinstance(found, Damage):
-                return found
-            break
+        found = next(walk(file.read, extent, position, offset), None)
+        if isinstance(found, Damage):
+            return found
         # What is cached was damaged, and the disk was not: say so rather than go round for ever.
         return Damage(position, offset, extent.end, "two reads differ")
 

@@ -7,10 +7,8 @@ Sockets, credit, records in hand and deadlines are not state: they die with the 
 
 from __future__ import annotations
 
-import sys
-from array import array
 from bisect import bisect_left, bisect_right, insort
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -19,91 +17,9 @@ from rlog_client.batch import HEADER_BYTES, Header, decode_keys, parse_header
 from rlog_client.model import PRODUCER_ID
 
 from . import facts
+from .keys import Keys, dec_hook, enc_hook
 from .segment import Place
 from .shared import Failure, Member, Shared, holds, pairs
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
-class Keys:
-    """The last offset of each key.
-
-    Two levels, so that a thread can go through the offsets a part at a time while others change.
-    """
-
-    __slots__ = ("_offsets", "_slots")
-
-    def __init__(self) -> None:
-        self._slots: dict[bytes, int] = {}  # key -> index in _offsets
-        self._offsets = array("Q")
-
-    def get(self, key: bytes, default: int = -1) -> int:
-        slot = self._slots.get(key)
-        return default if slot is None else self._offsets[slot]
-
-    def put(self, key: bytes, offset: int) -> int:
-        """-> the offset that it had, -1 for none."""
-        slot = self._slots.get(key)
-        if slot is None:
-            # In this order: a thread that compacts may be looking.
-            self._offsets.append(offset)
-            self._slots[key] = len(self._offsets) - 1
-            return -1
-        before = self._offsets[slot]
-        self._offsets[slot] = offset
-        return before
-
-    def offsets(self, begin: int, end: int) -> array[int]:
-        """Some of them, in no order; a key keeps its index for as long as this lives."""
-        return self._offsets[begin:end]
-
-    def since(self, first: int) -> Keys:
-        """Without those whose last offset is below ``first``."""
-        new, offsets = Keys(), self._offsets
-        for key, slot in self._slots.items():
-            if offsets[slot] >= first:
-                new.put(key, offsets[slot])
-        return new
-
-    def __len__(self) -> int:
-        return len(self._slots)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Keys) and dict(self.items()) == dict(other.items())
-
-    __hash__ = None  # type: ignore[assignment]  # it changes
-
-    def items(self) -> Iterator[tuple[bytes, int]]:
-        return ((key, self._offsets[slot]) for key, slot in self._slots.items())
-
-    def to_wire(self) -> tuple[dict[bytes, int], bytes]:
-        """The slots, and the offsets as little-endian numbers of 64 bits."""
-        offsets = self._offsets
-        if sys.byteorder == "big":
-            offsets = offsets[:]
-            offsets.byteswap()
-        return self._slots, offsets.tobytes()
-
-    @classmethod
-    def from_wire(cls, wire: object) -> Keys:
-        """Raises ValueError."""
-        keys = cls()
-        if isinstance(wire, dict):  # as it was written once: the offsets themselves
-            keys._slots = {key: slot for slot, key in enumerate(wire)}
-            keys._offsets.extend(wire.values())
-            return keys
-        match wire:
-            case [dict(slots), bytes(raw)]:
-                keys._slots = slots
-                keys._offsets.frombytes(raw)
-            case _:
-                raise ValueError("no index of keys")
-        if sys.byteorder == "big":
-            keys._offsets.byteswap()
-        if max(slots.values(), default=-1) + 1 != len(slots) or len(slots) != len(keys._offsets):
-            raise ValueError("an index of keys whose slots do not fit")
-        return keys
 
 
 class Segment(Struct, array_like=True):
@@ -451,7 +367,7 @@ class Log(Struct, array_like=True):
         roll, total = self.options.file_roll_size, self.options.max_total_bytes
         return roll if total is None else min(roll, max(total // ROLLS, ROLL_MIN))
 
-    def place(self, batch_bytes: int, time_ns: int = 0) -> Place:
+    def place(self, batch_bytes: int, time_ns: int) -> Place:
         """Where a batch of so many bytes goes, appended at ``time_ns``. The roll is decided
         *before* the write: only one oversized batch may exceed ``roll_bytes``, alone in its file.
 
@@ -626,7 +542,7 @@ class State(Struct, array_like=True):
             case facts.Forgotten(_, consumer):
                 del log.cursors[consumer]
             case facts.Sought(_, consumer, epoch, offset, keep_holder):
-                cursor = log.cursors.setdefault(consumer, Cursor(0, 0))
+                cursor = log.cursors.setdefault(consumer, Cursor(offset, epoch))
                 cursor.epoch = epoch
                 cursor.pass_to(offset)
                 cursor.put_down()
@@ -760,6 +676,8 @@ def _settle(cursor: Cursor, fact: VerdictFact, time_ns: int) -> None:
             cursor.redrive(offsets)
         case facts.Resumed():
             cursor.resume()
+        case _:
+            raise AssertionError("of a shared consumer")
 
 
 def _put_aside(cursor: Cursor, fact: facts.Parked, time_ns: int) -> None:
@@ -813,19 +731,8 @@ def _settle_shared(cursor: Cursor, shared: Shared, fact: VerdictFact, time_ns: i
             cursor.redrive(offsets)
         case facts.Resumed():
             cursor.resume()
-        case facts.Committed() | facts.Took():
+        case _:
             raise AssertionError("not of a shared consumer")
-
-
-def enc_hook(value: object) -> object:
-    """What msgspec does not know, for it to encode."""
-    assert isinstance(value, Keys)
-    return value.to_wire()
-
-
-def dec_hook(kind: type, wire: object) -> object:
-    assert kind is Keys
-    return Keys.from_wire(wire)
 
 
 _encoder: Final = msgspec.msgpack.Encoder(enc_hook=enc_hook)

@@ -24,7 +24,7 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from .state import Keys
+    from .keys import Keys
 
 PAGE_KEYS: Final = 1 << 16
 TABLES_MAX: Final = 16  # of a server; the oldest is given up for one more

@@ -270,9 +270,7 @@ def check_body(header: Header, body: Buffer) -> None:
 
 
 def _array_length(head: bytes) -> int | None:
-    """The length that a msgpack array beginning with ``head`` (5 bytes) declares."""
-    if not head:
-        return None
+    """The length that a msgpack array beginning with ``head`` (1 to 5 bytes) declares."""
     if head[0] & 0xF0 == 0x90:
         return head[0] & 0x0F
     if head[0] == 0xDC:
@@ -368,10 +366,10 @@ class Cut:
 
     def until(self, end: int) -> Iterator[Record]:
         """Its records below ``end``."""
-        offset, there = self.offset, self._there
-        if there is None:
-            return islice(self.records, max(0, end - offset))
-        return islice(self.records, bisect_left(there, end) - bisect_left(there, offset))
+        left, there = end - self.offset, self._there
+        if there is not None:
+            left = bisect_left(there, end) - bisect_left(there, self.offset)
+        return islice(self.records, max(0, left))
 
     def absent(self, begin: int, end: int) -> bool:
         """Whether this says that there is no record from ``begin`` up to ``end``."""

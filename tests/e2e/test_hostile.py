@@ -1,15 +1,16 @@
-"""Promises 20 to 23: whatever a peer sends or leaves undone, the server serves the others."""
+"""Promises 20 to 23: whatever a peer sends or leaves undone, the server serves the others.
+
+(That it may send anything at all is the business of tests/fuzz.)
+"""
 
 from __future__ import annotations
 
 import contextlib
-import random
-import re
 import resource
 import socket
 import struct
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
@@ -22,7 +23,9 @@ from rlog.files import Disk
 from rlog.policy import parse_policy
 from rlog.server import Server as TrioServer
 from rlog_client import batch, protocol
-from rlog_client.protocol import REQUESTS, Append, Control, Hello, encode
+from rlog_client.protocol import Append, Hello, encode
+from tests.fuzz.messages import HELLO
+from tests.fuzz.target import Target, drained
 
 from .serving import Server, eventually
 
@@ -30,58 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
-MANY_LOGS: Final = 300  # so that no byte changed in an id names the bystander
-HELLO: Final = encode(1, Hello(protocol.PROTOCOL, "hostile"))
 OLDEST = rlog.OLDEST
-
-
-class Target:
-    """A server that is attacked, and a log in it that must not care."""
-
-    def __init__(self, server: Server) -> None:
-        self.server = server
-        with server.connect() as client:
-            for i in range(MANY_LOGS):
-                client.log(f"target{i}", create=True, sync="never", key_index=i % 2 == 1)
-            self.kept = client.log("kept", create=True).info().id
-            client.log("kept").append_many([b"%d" % i for i in range(100)])
-
-    def dial(self) -> socket.socket:
-        sock = socket.socket(socket.AF_UNIX)
-        sock.settimeout(30.0)
-        sock.connect(str(self.server.socket))
-        return sock
-
-    def send(self, data: bytes) -> bytes:
-        """Everything that comes back on a connection of its own."""
-        with self.dial() as sock:
-            with contextlib.suppress(ConnectionError):
-                sock.sendall(data)
-                sock.shutdown(socket.SHUT_WR)
-            return drained(sock)
-
-    def check(self) -> None:
-        """It is up, has nothing to be ashamed of, and the bystander is as it was."""
-        assert self.server.alive, self.server.text
-        with self.server.connect() as client:
-            log = client.log("kept")
-            assert log.info().end == 100
-            values = [r.value for r in log.reader(OLDEST, block=False)]
-            assert values == [b"%d" % i for i in range(100)]
-            scratch = client.log("scratch", create=True)
-            scratch.append(b"writing works, too")
-        assert "Traceback" not in self.server.text, self.server.text
-        assert not re.search(r"^(ERROR|CRITICAL)", self.server.text, re.MULTILINE), self.server.text
-
-
-def drained(sock: socket.socket) -> bytes:
-    parts = []
-    try:
-        while data := sock.recv(65536):
-            parts.append(data)
-    except ConnectionError:
-        pass
-    return b"".join(parts)
 
 
 @pytest.fixture(scope="module")
@@ -91,64 +43,6 @@ def target(place: Path) -> Iterator[Target]:
         yield Target(server)
     finally:
         server.kill()
-
-
-def one_of_each() -> list[bytes]:
-    """A valid message of every kind that a client can send."""
-    whence = rlog.offset(0)
-    body = bytes(batch.encode([b"value", b"other"], [b"k", None], [{"h": b"v"}, None], [None, 5]))
-    controls: list[tuple[Control, bytes]] = [
-        (Hello(protocol.PROTOCOL, "again"), b""),
-        (protocol.Ping(), b""),
-        (protocol.OpenLog("target1", True, {"sync": "never"}), b""),
-        (protocol.ListLogs(), b""),
-        (protocol.GetLog(1), b""),
-        (protocol.AlterLog(1, {"file_roll_size": 8192, "max_file_age": 5.0}), b""),
-        (protocol.TrimLog(1, whence), b""),
-        (protocol.DeleteLog(1), b""),
-        (Append(2, 0), body),
-        (protocol.Resolve(2, rlog.time(1.5)), b""),
-        (protocol.Subscribe(2, rlog.LATEST), b""),
-        (protocol.Credit(11, 1000), b""),
-        (protocol.Unsubscribe(11), b""),
-        (protocol.Claim(2, "c", whence, bytes(16)), b""),
-        (protocol.Release(2, "c"), b""),
-        (protocol.CommitCursor(2, "c", 1, 0), b""),
-        (protocol.SeekCursor(2, "c", whence, None, True), b""),
-        (protocol.ListCursors(2), b""),
-        (protocol.GetCursor(2, "c"), b""),
-        (protocol.DeleteCursor(2, "c"), b""),
-        (protocol.WaitSynced(2, 0), b""),
-        (protocol.ListSegments(2), b""),
-        (protocol.Settle(2, "c", 1, 0, "retry", delay=1.5, attempts=1, error="no"), b""),
-        (protocol.TakeRedriven(2, "c", 1, True), b""),
-        (protocol.ListParked(2, "c"), b""),
-        (protocol.Redrive(2, "c", [0, 1]), b""),
-        (protocol.Evict(2, "c"), b""),
-        (protocol.Resume(2, "c"), b""),
-        (protocol.Extend(2, "c", 1), b""),
-        (protocol.OpenProducer(2, 7, "etl", exclusive=True, token=b"t"), b""),
-        (protocol.ListProducers(2), b""),
-        (
-            protocol.Transact(
-                7,
-                1,
-                [protocol.LogBatch(2, len(body), 0, [(0, 3)]), protocol.LogBatch(3, len(body))],
-                [
-                    protocol.CommitThrough(2, "c", 1, 0),
-                    protocol.CommitRedriven(2, "c", 1, 0),
-                    protocol.CommitSingle(2, "s", 1, 0),
-                ],
-            ),
-            body + body,
-        ),
-        (protocol.ReadParked(2, "c", 0), b""),
-        (protocol.GetLatest(2, b"k"), b""),
-        (protocol.GetTable(2), b""),
-        (protocol.CommitRecords(2, "s", 1, [0, 1], [2], [3]), b""),
-    ]
-    assert [type(control) for control, _ in controls] == list(REQUESTS)
-    return [encode(i, c, len(p)) + p for i, (c, p) in enumerate(controls, 1)]
 
 
 # --- before and beside the protocol ---------------------------------------------------------
@@ -238,126 +132,6 @@ def test_a_batch_that_is_not_sound_is_refused_and_the_connection_goes_on(target:
 def test_a_request_id_in_use_is_the_end(target: Target) -> None:
     wait = encode(5, protocol.WaitSynced(1, 0))
     assert b"is in use" in target.send(HELLO + wait + wait)
-
-
-# --- mutations and fuzz ---------------------------------------------------------------------
-
-
-def test_no_changed_byte_of_a_valid_message_does_harm(target: Target, long: bool) -> None:
-    chance = random.Random(1)
-    for message in one_of_each():
-        for at in range(len(message)):
-            changes = range(256) if long else {0, 0xFF, message[at] ^ 1, chance.randrange(256)}
-            for changed in changes:
-                mutant = message[:at] + bytes([changed]) + message[at + 1 :]
-                target.send(HELLO + mutant + encode(1 << 20, protocol.Ping()))
-        assert target.server.alive, target.server.text
-    target.check()
-
-
-class Fuzz:
-    """Valid, half-valid and invalid messages, by a seed."""
-
-    def __init__(self, seed: int) -> None:
-        self.chance = random.Random(seed)
-        self.samples = one_of_each()
-        self.request = 1
-
-    def number(self) -> int:
-        chance = self.chance
-        if chance.random() < 0.7:
-            return chance.randrange(MANY_LOGS)
-        # The bystander's id is just behind the others': far, or negative, but never that.
-        return chance.choice([-1, 1 << 20, 2**31, 2**32, 2**63 - 1, -(2**63), 2**64 - 1])
-
-    def text(self) -> str:
-        return self.chance.choice(
-            ["", "c", "@global", "target7", "x" * 300, "\0", "é" * 100, "../../etc", "never"]
-        )
-
-    def value(self, depth: int = 0) -> Any:
-        chance = self.chance
-        kind = chance.randrange(9 if depth < 3 else 6)
-        match kind:
-            case 0:
-                return self.number()
-            case 1:
-                return self.text()
-            case 2:
-                return chance.randbytes(chance.randrange(20))
-            case 3:
-                return chance.choice([None, True, False, 1.5, float("inf"), float("nan")])
-            case 4:
-                return [chance.choice(["oldest", "latest", "offset", "last", "time", "x"]), 3]
-            case 5:
-                return {}
-            case 6:
-                return [self.value(depth + 1) for _ in range(chance.randrange(4))]
-            case _:
-                return {self.text(): self.value(depth + 1) for _ in range(chance.randrange(4))}
-
-    def message(self) -> bytes:
-        chance = self.chance
-        self.request += 1
-        kind = chance.choice(REQUESTS[1:])
-        fields = {}
-        for name, annotation in kind.__annotations__.items():
-            if name == "kind" or chance.random() < 0.01:
-                continue
-            if chance.random() < 0.02:
-                fields[name] = self.value()
-            elif "Whence" in str(annotation):
-                places = ["oldest", "latest", "offset", "last", "time"]
-                fields[name] = [chance.choice(places), abs(self.number()) % 2**63]
-            elif "int" in str(annotation):
-                fields[name] = self.number()
-            elif "str" in str(annotation):
-                fields[name] = self.text()
-            elif "bytes" in str(annotation):
-                fields[name] = chance.randbytes(16)
-            else:
-                fields[name] = self.value()
-        control = msgspec.msgpack.encode(fields)
-        payload = b""
-        if kind is Append:
-            payload = bytes(batch.encode([chance.randbytes(chance.randrange(50))] * 3))
-            if chance.random() < 0.3:
-                at = chance.randrange(len(payload))
-                payload = payload[:at] + chance.randbytes(1) + payload[at + 1 :]
-        head = struct.pack(
-            "<IBBHI", len(control) + len(payload), kind.kind, 0, len(control), self.request
-        )
-        return head + control + payload
-
-    def connection(self) -> tuple[int, bytes]:
-        """How many messages, and their bytes."""
-        chance = self.chance
-        messages = [self.message() for _ in range(chance.randrange(1, 40))]
-        if chance.random() < 0.3:
-            data = bytearray(b"".join(messages))
-            for _ in range(chance.randrange(1, 4)):
-                data[chance.randrange(len(data))] = chance.randrange(256)
-            return len(messages), bytes(data)
-        if chance.random() < 0.1:
-            messages.insert(chance.randrange(len(messages)), chance.randbytes(100))
-        if chance.random() < 0.1:
-            messages[-1] = messages[-1][:-1]
-        return len(messages), b"".join(messages)
-
-
-@pytest.mark.patience(300)
-@pytest.mark.parametrize("seed", range(4))
-def test_twenty_thousand_messages_of_all_kinds_do_no_harm(
-    target: Target, seed: int, long: bool
-) -> None:
-    fuzz = Fuzz(seed)
-    count = 0
-    while count < (50_000 if long else 5_000):
-        messages, data = fuzz.connection()
-        count += messages
-        target.send(HELLO + data)
-        assert target.server.alive, (seed, count, target.server.text)
-    target.check()
 
 
 # --- slow ones, and many --------------------------------------------------------------------

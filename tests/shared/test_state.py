@@ -77,6 +77,15 @@ def test_completed_settles_ranges_and_says_what_is_begun() -> None:
     assert (cursor.committed, shared.settled) == (14, [16, 17])
 
 
+def test_completed_without_a_word_of_what_is_begun_takes_only_what_is_done_out_of_the_hands() -> (
+    None
+):
+    begun = completed(begun=(10, 11, 12, 13))
+    _, shared = consumer(begun, facts.Completed(1, "s", 1, [11, 13], None))
+    assert shared.members[1].begun == [10, 13]
+    assert shared.settled == [11, 13]
+
+
 def test_failed_is_kept_until_it_is_settled_and_is_in_hand_no_more() -> None:
     failed = facts.Failed(1, "s", 1, 11, 2, "E", 3)
     cursor, shared = consumer(completed(begun=(10, 11)), failed)
@@ -132,14 +141,36 @@ def test_parked_is_settled_and_redriven_it_fails_and_is_settled_by_itself() -> N
         assert (shared.alone, redriven, cursor.is_settled(12)) == (set(), False, True)
 
 
+def test_a_redriven_suspect_below_the_floor_is_none_any_more_when_it_is_settled() -> None:
+    below = (parked(10), completed(11, 13), facts.Redriven(1, "s", [10]), completed(begun=(10,)))
+    gone = facts.Vanished(1, "s", 1, [], "gone")
+    cursor, shared = consumer(*below, gone)
+    assert (cursor.committed, shared.alone) == (13, {10})
+    unparked = facts.Unparked(1, "s", 2, 10)
+    for ends in ((parked(10, epoch=2),), (unparked,), (unparked, unparked)):
+        assert consumer(*below, gone, *ends)[1].alone == set()
+
+
+def test_attempts_add_up_whoever_failed() -> None:
+    failed = facts.Failed(1, "s", 1, 10, 2, "E", 3)
+    gone = facts.Vanished(1, "s", 1, [], "gone")
+    cursor, shared = consumer(failed, completed(begun=(10,)), gone)
+    assert shared.failed[10].attempts == 3
+    assert (cursor.last_error(10), cursor.last_error(11)) == ("gone", "")
+
+
 def test_the_breaker_is_that_of_all_members() -> None:
     first, second = parked(12, cause="E"), parked(14, cause="E", pause="two", epoch=2)
     cursor, _ = consumer(first, second)
     assert (cursor.paused, cursor.streak) == ("two", [12, 14])
     cursor, _ = consumer(first, completed(10, 11), second)
     assert cursor.streak == [14]
-    cursor, _ = consumer(first, second, completed(10, 11))
-    assert (cursor.paused, [p.redriven for p in cursor.parked.values()]) == (None, [True, True])
+    for end in (completed(10, 11), facts.Resumed(1, "s")):
+        cursor, _ = consumer(first, second, end)
+        redriven = [each.redriven for each in cursor.parked.values()]
+        assert (cursor.paused, redriven) == (None, [True, True])
+    cursor, _ = consumer(first, second, completed(begun=(10,)))
+    assert cursor.paused == "two", "to begin one is no success"
 
 
 def test_a_seek_ends_every_claim_and_forgets_what_was_settled_and_failed() -> None:

@@ -50,11 +50,14 @@ def test_a_header_is_believed_only_under_its_crc_and_when_all_of_it_is_there() -
     for length in range(HEADER_BYTES):
         with pytest.raises(InvalidBatch, match=f"here are {length}"):
             batch.parse_header(raw[:length])
-    with pytest.raises(InvalidBatch, match="zeros"):
+    with pytest.raises(InvalidBatch, match=r"^zeros$"):
         batch.parse_header(bytes(HEADER_BYTES))
     with pytest.raises(InvalidBatch, match="header CRC is"):
         batch.parse_header(raw[:8] + b"\x09" + raw[9:HEADER_BYTES])
     assert batch.parse_header(b"before" + raw, 6) == batch.parse_header(raw)
+    header = batch.parse_header(raw)
+    with pytest.raises(InvalidBatch, match=r"body CRC is \w{8}, stored is \w{8}"):
+        batch.check_body(header, bytes(header.body_bytes))
 
 
 def test_no_batch_is_empty() -> None:
@@ -78,6 +81,15 @@ def test_the_number_of_values_is_told_from_their_columns_head(count: int) -> Non
     wrong, _ = made(body, count=count + 1)
     with pytest.raises(InvalidBatch, match=f"the values column has not {count + 1} entries"):
         batch.check_body(wrong, body)
+
+
+@pytest.mark.parametrize("count", [0x10000, 0x1000001, 2**32 - 1])
+def test_of_a_long_column_four_bytes_are_its_length_and_no_more(count: int) -> None:
+    header, body = made(b"\x94\xc0\xdd" + pack(">I", count) + b"\xc4\x00", count=count)
+    batch.check_body(header, body)
+    header, body = made(b"\x94\xc0\xdd" + pack(">I", count), count=count - 1)
+    with pytest.raises(InvalidBatch, match="the values column"):
+        batch.check_body(header, body)
 
 
 @pytest.mark.parametrize("shorter", [1, 2, 7])
@@ -135,3 +147,55 @@ def test_a_sound_body_cut_short_or_too_deep_is_named() -> None:
         header, _ = made(body.ljust(3, b"\xc0"))
         with pytest.raises(InvalidBatch):
             batch.decode(header, body)
+
+
+def sparse(columns: Any, *, count: int = 4) -> tuple[batch.Header, bytes]:
+    """A sparse batch of any body at the offsets from 10."""
+    body = msgpack.packb(columns)
+    keys = len(msgpack.packb(columns[0]))
+    raw = batch.hole(1, 10, 10 + count, 5)
+    changed = pack("<IIII", count, len(body), keys, crc32c(body))
+    return batch.parse_header(resealed(raw, 8, changed)), body
+
+
+@pytest.mark.parametrize(
+    ("steps", "there"),
+    [([], []), ([1], [10]), ([4], [13]), ([1, 3], [10, 13]), ([1, 1, 1, 1], [10, 11, 12, 13])],
+)
+def test_the_steps_of_a_sparse_batch_are_its_offsets(steps: list[int], there: list[int]) -> None:
+    header, body = sparse([None, [b""] * len(steps), None, None, steps])
+    assert batch.decode(header, body).there == there
+
+
+@pytest.mark.parametrize("steps", [[0], [5], [-1], [1, 0], [4, 1], [3, -1], [2**63]])
+def test_offsets_that_do_not_rise_or_lie_outside_are_no_sparse_batch(steps: list[int]) -> None:
+    header, body = sparse([None, [b""] * len(steps), None, None, steps])
+    with pytest.raises(InvalidBatch, match="offsets that do not rise, or lie behind the batch"):
+        batch.decode(header, body)
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        [[b"k"], [b"v", b"w"], None, None, [1, 1]],
+        [None, [b"v"], None, None, [1, 1]],
+        [None, [b"v"], [None, None], None, [1]],
+        [None, [b"v"], None, [], [1]],
+        [None, [b"v"], None, None, None],
+        [None, [b"v"], None, None, ["1"]],
+        [None, None, None, None, []],
+    ],
+)
+def test_a_sparse_batch_whose_columns_do_not_fit_is_named(columns: list[Any]) -> None:
+    header, body = sparse(columns)
+    with pytest.raises(InvalidBatch, match=r"does not unpack: |a column has \d entries, not \d"):
+        batch.decode(header, body)
+
+
+@pytest.mark.parametrize(
+    "columns", [[None, [b"v"], None, None], [None, [b"v"], None, None, [1], 1]]
+)
+def test_a_sparse_batch_has_five_columns(columns: list[Any]) -> None:
+    header, body = sparse(columns)
+    with pytest.raises(InvalidBatch, match="a sparse batch has five columns"):
+        batch.check_body(header, body)

@@ -8,7 +8,7 @@ import pytest
 
 from rlog.decisions import Waiting
 from rlog_client import batch, errors, model, protocol
-from tests.storage.server import ROLL, Asker, Server
+from tests.storage.server import CLIENT, ROLL, START_NS, Asker, Server
 from tests.storage.simdisk import PAGE, Choice, Failure, Fill, SimDisk
 
 if TYPE_CHECKING:
@@ -55,6 +55,11 @@ def syncs(server: Server) -> int:
     return server.disk.calls["sync"]
 
 
+def due_at(server: Server) -> float | None:
+    """When a sync is due."""
+    return server.driver.broker.sync_due
+
+
 def code(answer: Any) -> int:
     assert isinstance(answer, protocol.Error), answer
     return answer.code
@@ -97,7 +102,7 @@ def test_a_frame_is_synced_at_once_if_anything_in_it_asks_and_then_all_of_it_is(
     assert [answer.synced for answer in answers] == [True, True, True]
     assert (frames(server), syncs(server)) == (before[0] + 1, before[1] + 1)
     assert [ends(server, log) for log in "nap"] == [(1, 1, 1)] * 3
-    assert server.driver.broker.sync_due is None
+    assert due_at(server) is None
 
 
 def test_a_sync_covers_the_frames_before_it() -> None:
@@ -571,3 +576,170 @@ def test_a_look_at_a_cursor_whose_segment_was_trimmed_since_is_no_error(
     together(server, protocol.GetCursor(1, "c"), protocol.TrimLog(1, model.offset(2)))
     info = looks[0]().control.info
     assert info.lag_records == 3
+
+
+# --- what comes by the clock, and who waited ----------------------------------------------------
+
+
+def test_who_waits_for_a_claim_is_answered_when_it_ends_before_those_who_ask_only_then() -> None:
+    server = serving("always")
+    together(server, protocol.Claim(1, "c", model.OLDEST, TOKEN))
+    standby, late = Asker("standby:1"), Asker("late:1")
+    claims = [
+        ask(server, protocol.Claim(1, "c", model.OLDEST, b"standby", standby=True), standby),
+        ask(server, protocol.Release(1, "c")),
+        ask(server, protocol.Claim(1, "c", model.OLDEST, b"late"), late),
+    ]
+    server.pump()
+    assert standby.answers[claims[0]] == protocol.Claimed(2, 0)
+    assert code(late.answers[claims[2]]) == errors.Busy.code
+
+
+def test_what_is_due_by_the_clock_is_taken_up_when_it_rings() -> None:
+    server = serving("always")
+    together(server, protocol.Append(1))
+    together(server, protocol.Claim(1, "c", model.OLDEST, TOKEN, hand_seconds=5.0))
+    server.peer.grants[1, "c"].delivered = 1
+    together(server, protocol.CommitCursor(1, "c", 1, 0, 1))
+    standby = Asker("standby:1")
+    claim = protocol.Claim(1, "c", model.OLDEST, b"standby", standby=True)
+    request = ask(server, claim, standby)
+    server.pump()
+    broker = server.driver.broker
+    broker.ring(server.clock.now + 4.0)
+    assert broker.waiting == 0
+    server.sleep(6.0)
+    claimed = standby.answers[request]
+    assert isinstance(claimed, protocol.Claimed)
+    assert (claimed.epoch, claimed.attempts) == (3, 1)
+    assert server.peer.lost_claims == [(1, "c", 1)]
+
+
+def test_with_a_log_to_which_time_matters_the_clock_is_watched() -> None:
+    server = Server(SimDisk())
+    server.create("aged", max_file_age=3600.0)
+    together(server, protocol.Append(1))
+    server.clock.now += 1.0
+    server.clock.ticks += 10**15  # the wall clock runs on by days
+    together(server, protocol.Append(1))
+    assert server.driver.broker.books.state.doubted == {1: 1}
+
+
+@pytest.mark.parametrize(
+    ("boot", "difference_ns"), [("one", 77), ("two", START_NS - 5 * 10**9), ("", START_NS)]
+)
+def test_a_start_believes_the_clock_it_knows_and_another_boots_if_time_does_not_go_back(
+    boot: str, difference_ns: int
+) -> None:
+    broker = serving("always").driver.broker
+    state = broker.books.state
+    state.boot, state.difference_ns = "one", 77
+    broker.open(START_NS, 0.0, boot, 5 * 10**9 if boot else None)
+    found = [state.difference_ns]
+    assert state.boot == boot
+    state.logs[1].time_max_ns = START_NS + 1
+    broker.open(START_NS, 0.0, "three", 0)
+    found.append(state.difference_ns)
+    broker.open(START_NS + 1, 2.0, "four")
+    assert [*found, state.difference_ns] == [difference_ns, None, START_NS + 1 - 2 * 10**9]
+
+
+# --- appends by policy --------------------------------------------------------------------------
+
+
+def test_so_many_bytes_unsynced_make_a_sync_due_at_once() -> None:
+    server = serving("bytes:8KiB")
+    server.sleep(50.0)
+    for _ in range(2):
+        request = ask(server, protocol.Append(1), size=4000)
+        assert server.driver.begin() is None, "nothing is synced for it"
+        assert server.peer.answers[request].synced is False  # type: ignore[attr-defined]
+        assert due_at(server) == server.clock.now + 1.0
+    ask(server, protocol.Append(1), size=4000)
+    flight = server.driver.begin()
+    assert flight is not None
+    assert due_at(server) == server.clock.now
+    server.driver.finish(flight, server.driver.journal.wait(flight.number))
+    assert ends(server, "b") == (3, 3, 3)
+    assert due_at(server) is None
+    # What was synced counts no more.
+    ask(server, protocol.Append(1), size=4000)
+    server.driver.begin()
+    assert due_at(server) == server.clock.now + 1.0
+
+
+def test_the_earliest_of_what_is_due_counts() -> None:
+    server = serving("periodic:9s")
+    server.create("q", sync="periodic:3s")
+    for log, due in ((1, 9.0), (2, 3.0), (1, 3.0)):
+        ask(server, protocol.Append(log))
+        server.driver.begin()
+        assert due_at(server) == server.clock.now + due
+
+
+def test_an_append_is_laid_out_under_its_stamped_header() -> None:
+    server = serving("never")
+    together(server, protocol.Append(1), protocol.Append(1))
+    raw = server.disk.contents("logs/1/00000000000000000000.seg")
+    first = batch.parse_header(raw)
+    second = batch.parse_header(raw, first.bytes)
+    assert [(each.log, each.base) for each in (first, second)] == [(1, 0), (1, 1)]
+    visible = server.driver.broker.books.visible[1]
+    assert visible == (2, 0, first.bytes + second.bytes)
+
+
+# --- answers that wait until others may see -----------------------------------------------------
+
+
+def test_a_keys_latest_offset_is_told_when_a_reader_may_see_it() -> None:
+    server = serving()
+    server.create("p", sync="periodic:5s", key_index=True, file_roll_size=16 * ROLL)
+    look = protocol.GetLatest(1, b"k")
+    assert together(server, look) == [protocol.Latest(-1, 0)]
+    server.append("p", b"value", keys=[b"k"])
+    request = ask(server, look)
+    table = ask(server, protocol.GetTable(1))
+    server.driver.begin()
+    assert request not in server.peer.answers
+    assert table not in server.peer.answers
+    server.pump()
+    assert server.peer.answers[request] == protocol.Latest(0, 1)
+    assert isinstance(server.peer.answers[table], protocol.TablePage)
+
+
+def test_who_waits_is_told_where_a_log_begins_and_ends_when_it_asks_for_more() -> None:
+    server = serving("never")
+    together(server, protocol.Append(1), protocol.Append(1))
+    [beyond] = together(server, protocol.WaitSynced(1, 3))
+    assert beyond.details == {"first": 0, "end": 2}
+
+
+# --- the end of writing -------------------------------------------------------------------------
+
+
+def test_when_writing_ends_whoever_waited_for_space_or_a_trim_is_refused() -> None:
+    server = serving("always")
+    books, peer = server.driver.broker.books, Asker("patient:1")
+    requests = [peer.begin(lambda _control: None) for _ in range(2)]
+    controls: tuple[Control, ...] = (protocol.Append(1), protocol.TrimLog(1, model.LATEST))
+    append, trim = (
+        Waiting(peer, request, control, produced()[:80], produced()[80:])
+        for request, control in zip(requests, controls, strict=True)
+    )
+    books.watch.blocked[1], books.watch.trims[1] = [append], [trim]
+    server.driver.broker.sync_due = 5.0
+    server.driver.broker.fail("no more", None)
+    assert due_at(server) is None
+    server.pump()
+    assert [code(peer.answers[request]) for request in requests] == [errors.StorageFailed.code] * 2
+
+
+def test_a_transaction_whose_sync_fails_is_unknown_by_its_client_and_number() -> None:
+    server = serving("always")
+    server.disk.fail("sync", server.disk.calls["sync"] + 1)
+    request = server.ask_transaction(3, [("a", b"value")], [])
+    server.pump()
+    error = server.peer.answers[request]
+    assert isinstance(error, protocol.Error)
+    assert error.code == errors.OutcomeUnknown.code
+    assert (error.details["producer"], error.details["sequence"]) == (CLIENT, 3)

@@ -14,6 +14,7 @@ import pytest
 from rlog import compaction, facts, state
 from rlog.compaction import Compactor, due
 from rlog.decisions import protected_end
+from rlog.keys import Keys
 from rlog.log import Chunk
 from rlog.segment import parse_name, path
 from rlog.subscription import Subscription
@@ -205,7 +206,7 @@ def test_damage_stays_damage_and_is_never_taken_for_absent() -> None:
         left = disk.copy()
         server = Server(left, file_bytes=16 * 4096)
         left.replace(name, changed)
-        server.driver.broker.books.handles.drop(1, 0)
+        server.driver.broker.books.handles.drop(1, 0, 0)
         before = server.view().logs["a"].records
         assert server.compact() == 1
         after = server.view().logs["a"].records
@@ -234,7 +235,7 @@ def test_a_segment_that_cannot_be_read_does_not_stand_in_the_way_of_others() -> 
     for _ in range(6):
         twins.put(b"a", b"b", size=1700)
     twins.disk.unlink(path(1, 0))
-    twins.server.driver.broker.books.handles.drop(1, 0)
+    twins.server.driver.broker.books.handles.drop(1, 0, 0)
     assert twins.server.compact() == 2, "the first one was given up"
     assert [s.generation for s in twins.log.segments] == [0, 1, 0]
     assert twins.server.failed is None
@@ -262,7 +263,7 @@ def test_a_disk_that_fails_under_a_job_ends_the_job_alone(kind: str) -> None:
     twins = Twins()
     twins.put(b"a", b"b", size=1700)
     twins.put(b"a", b"b", size=1700)
-    twins.server.driver.broker.books.handles.drop(1, 0)
+    twins.server.driver.broker.books.handles.drop(1, 0, 0)
     twins.disk.fail(kind, twins.disk.calls[kind] + 1)
     twins.server.compact()
     assert twins.disk.failed == [kind]
@@ -507,7 +508,7 @@ def test_a_table_is_of_one_moment_whatever_is_appended_while_it_is_made(seed: in
         keys.put(key, end)
         end += rng.choice((1, 1, 5, 100_000))
 
-    class Looked(state.Keys):
+    class Looked(Keys):
         def offsets(self, begin: int, behind: int) -> Any:
             found = super().offsets(begin, behind)
             for _ in range(rng.randrange(500)):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rlog import facts, frame
 from rlog.files import PAGE
 from rlog_client.batch import HEADER_BYTES
-from tests.storage.build import JOURNAL, batch_of, flip, frame_of
+from tests.storage.build import JOURNAL, batch_of, every_fact, flip, frame_of
 
 BATCHES = [batch_of([b"one", b"two"]), batch_of([b"three" * 100], base=2)]
 COMMIT = facts.Committed(1, "billing", 3, 2)
@@ -129,44 +129,7 @@ def test_padding_fills_the_last_page(length: int) -> None:
 
 
 def test_every_fact_is_read_back() -> None:
-    options = facts.Options(
-        "periodic:1s", 4096, True, True, 1 << 40, 7.5, 0.5, ("@global", "billing")
-    )
-    every: list[facts.Fact] = [
-        facts.Opened(),
-        facts.Appended(BATCHES[0][:HEADER_BYTES]),
-        facts.Created(1, "orders", options),
-        facts.Altered(1, options),
-        facts.Deleted(1),
-        facts.Trimmed(1, 9),
-        facts.Claimed(1, "billing", 1, b"t" * 16, "host:1", 0),
-        facts.Released(1, "billing", 1),
-        facts.Committed(1, "billing", 1, 8),
-        facts.Sought(1, "billing", 2, 3, True),
-        facts.Forgotten(1, "billing"),
-        facts.Left(1, "billing", 2),
-        facts.Returned(1, "billing", 2),
-        facts.Evicted(1, "billing", 3, True),
-        facts.Failed(1, "billing", 3, 8, 2, "ValueError: no", 500_000_000),
-        facts.Parked(1, "billing", 3, 8, 5, "why", "error", "ValueError", "paused", True, 0),
-        facts.Redriven(1, "billing", [8, 9]),
-        facts.Took(1, "billing", 3, 8),
-        facts.Unparked(1, "billing", 3, 8),
-        facts.Resumed(1, "billing"),
-        facts.Named(1, 2**63, "etl", 4, True),
-        facts.Dropped(1, [2**64 - 1]),
-        facts.Transacted(2**64 - 1, 2**63 - 1, [(1, 0, 2), (2, 7, 8)], [5]),
-        facts.Doubted(),
-        facts.Trusted("boot", -(2**62)),
-        facts.Opened("boot", 2**62),
-        facts.Trimmed(1, 9, [("billing", 8, b"batch")]),
-        facts.Compacted(1, 5, 9, 1, 4096, 2, 2),
-        facts.Joined(1, "billing", 3, b"token", "host:1", 7),
-        facts.Vanished(1, "billing", 3, [9], "it vanished"),
-        facts.Completed(1, "billing", 3, [7, 9], [12, 15]),
-        facts.Completed(1, "billing", 3, [9, 10], None),
-    ]
-    assert {type(fact) for fact in every} == set(facts.Fact.__args__)
+    every = every_fact()
     assert facts.decode(facts.encode(every)) == every
 
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import errno
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlog.files import PAGE
+from rlog.files import PAGE, Disk
 from rlog.log import RESERVE_MIN, Chunk, Handles, LogFiles
 from rlog.segment import Damage, Extent, Place, path
-from rlog_client.batch import HEADER_BYTES, check_body, parse_header
+from rlog_client.batch import HEADER_BYTES, check_body, hole, parse_header
 from tests.storage.build import batch_of, flip
 from tests.storage.simdisk import SimDisk
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 ROLL = 1 << 20
 
@@ -163,7 +167,7 @@ def test_a_segment_truncated_at_every_byte_serves_what_is_whole_and_names_the_re
 def test_a_lost_segment_is_an_error_of_the_disk() -> None:
     laid = Laid([10])
     laid.disk.unlink(path(1, 0))
-    laid.files._handles.drop(1, 0)
+    laid.files._handles.drop(1, 0, 0)
     with pytest.raises(FileNotFoundError):
         laid.read(0)
 
@@ -325,7 +329,7 @@ def test_a_cache_that_is_damaged_where_the_disk_is_not_is_named(
 
     monkeypatch.setattr(SimFile, "read_cached", cached)
     found = laid.read(0, 1 << 20, position=0, wait=False)
-    assert found is None or (isinstance(found, Damage) and found.reason == "two reads differ")
+    assert found == Damage(0, 0, 4, "two reads differ")
 
 
 def test_a_batch_of_another_log_or_place_is_never_served() -> None:
@@ -365,3 +369,209 @@ def test_without_a_place_a_read_that_may_not_wait_gives_nothing() -> None:
     laid = Laid([100, 100])
     assert laid.read(2, wait=False) is None
     assert laid.read(0, wait=False) is not None
+
+
+def test_an_offset_behind_the_end_is_named_and_found_nowhere() -> None:
+    laid = Laid([100, 100])
+    assert laid.read(4) == Damage(laid.length, 4, 4, "no such offset in the segment")
+    assert laid.files.find(laid.extent, 4) is None
+
+
+def test_a_part_of_a_segment_is_read_for_a_checkpoint() -> None:
+    laid = Laid([100, 100])
+    assert laid.files.tail(0, 50, 100) == laid.batches[0][50:150]
+
+
+def test_a_lost_segment_is_made_anew_when_it_is_cut() -> None:
+    laid = Laid([100])
+    laid.disk.unlink(path(1, 0))
+    laid.files.take_dirty()
+    laid.files.cut(0, laid.length)
+    assert laid.disk.contents(path(1, 0)) == bytes(laid.length)
+    files, names = laid.files.take_dirty()
+    assert (len(files), names) == (1, True)
+    # One that has its length is not touched.
+    laid.files.cut(0, laid.length)
+    assert laid.files.take_dirty() == ([], False)
+
+
+# --- compaction ---------------------------------------------------------------------------------
+
+
+def rewritten(laid: Laid) -> Extent:
+    """The log's one segment as of generation 1, in which its first batch is a hole."""
+    left = hole(1, 0, 2, 0) + laid.batches[1]
+    laid.files.make_rewritten(0, 1).write(0, [left])
+    return Extent(1, 0, 4, len(left), 1)
+
+
+def test_a_rewritten_segment_is_another_file_and_the_old_one_stays_until_it_is_unlinked() -> None:
+    laid = Laid([100, 100])
+    extent = rewritten(laid)
+    assert laid.files.find(laid.extent, 2) is not None  # and the old file's index is made
+    laid.files.replace([(0, 0)], 0, 1)
+    assert laid.files.take_dirty() == ([], True), "what is not a part of the log is not synced"
+    chunk = laid.files.read(extent, None, 1, 1 << 20, wait=True)
+    assert isinstance(chunk, Chunk)
+    assert bytes(chunk.data) == hole(1, 0, 2, 0) + laid.batches[1]
+    spot = laid.files.find(extent, 2)
+    assert spot is not None
+    assert spot.position == HEADER_BYTES + 5 + 1, "an index of its own"
+    assert isinstance(laid.read(2), Chunk)
+    laid.files.unlink(0, 0)
+    assert laid.disk.names("logs/1") == [path(1, 0, 1).rpartition("/")[2]]
+    assert laid.files.take_dirty() == ([], True)
+    with pytest.raises(FileNotFoundError):
+        laid.read(0)
+    laid.files.unlink(0, 0)  # once more
+
+
+def test_what_a_rewriting_that_was_given_up_left_is_overwritten() -> None:
+    laid = Laid([100, 100])
+    rewritten(laid)
+    assert laid.files.make_rewritten(0, 1).size() == 0
+
+
+@pytest.mark.parametrize("recovered", [False, True])
+def test_a_trim_removes_the_generation_that_is_there(recovered: bool) -> None:
+    laid = Laid([100, 100])
+    extent = rewritten(laid)
+    files = LogFiles(Handles(laid.disk), 1) if recovered else laid.files
+    if recovered:
+        files.cut(0, extent.length - 1, 1)
+        assert len(laid.disk.contents(path(1, 0, 1))) == extent.length - 1
+        assert len(laid.disk.contents(path(1, 0))) > extent.length
+    else:
+        files.replace([(0, 0)], 0, 1)
+    laid.disk.unlink(path(1, 0))
+    files.trim([0])
+    assert laid.disk.names("logs/1") == []
+
+
+def test_names_are_synced_and_those_of_a_deleted_log_are_not_missed() -> None:
+    laid = Laid([100])
+    before = laid.disk.calls["sync_directory"]
+    laid.files.sync_names()
+    assert laid.disk.calls["sync_directory"] == before + 2
+    laid.files.delete()
+    laid.files.sync_names()
+
+
+def test_a_deleted_log_takes_every_generation_along_and_is_open_nowhere() -> None:
+    laid = Laid([100, 100])
+    extent = rewritten(laid)
+    assert isinstance(laid.files.read(extent, None, 0, 1, wait=True), Chunk)
+    assert isinstance(laid.read(0), Chunk)
+    laid.files.delete()
+    assert laid.disk.names("logs") == []
+    assert laid.files._handles.dirty == 0
+    for each in (extent, laid.extent):
+        with pytest.raises(FileNotFoundError):
+            laid.files.read(each, None, 0, 1, wait=True)
+
+
+# --- what is reserved, and what is open ---------------------------------------------------------
+
+
+def test_the_name_of_a_new_log_is_to_be_synced() -> None:
+    disk = SimDisk()
+    disk.make_directory("logs")
+    files = LogFiles(Handles(disk), 1)
+    files.make()
+    assert files.take_dirty() == ([], True)
+
+
+def test_space_is_reserved_in_steps_that_grow_and_never_beyond_the_roll() -> None:
+    laid = Laid([1])
+    held = [len(laid.disk.contents(path(1, 0)))]
+    allocates = laid.disk.calls["allocate"]
+    for end in (held[0], held[0] + 1, 5 * RESERVE_MIN, 10 * RESERVE_MIN, ROLL):
+        laid.files.reserve(Place(1, 0, end - 10, False), 10, ROLL)
+        held.append(len(laid.disk.contents(path(1, 0))))
+    step = RESERVE_MIN
+    first = laid.length + step
+    assert held[:4] == [first, first, 2 * (first + 1), 10 * step]
+    assert held[-1] == ROLL
+    assert laid.disk.calls["allocate"] == allocates + 3
+
+
+def test_a_checkpoint_in_between_does_not_hinder_the_roll() -> None:
+    laid = Laid([100])
+    laid.files.take_dirty()  # and so nobody holds the file any more
+    raw = batch_of([b"n"], base=2)
+    laid.files.reserve(Place(1, 2, 0, True), len(raw), ROLL)
+    laid.files.write(Place(1, 2, 0, True), [raw], len(raw))
+    assert laid.disk.contents(path(1, 0)) == laid.batches[0]
+    assert len(laid.files.take_dirty()[0]) == 2
+
+
+def test_how_many_files_wait_for_a_checkpoint_is_known_of_all_logs_together() -> None:
+    laid = Laid([100])
+    handles = laid.files._handles
+    other = LogFiles(handles, 2)
+    other.make()
+    other.reserve(Place(2, 0, 0, True), 10, ROLL)
+    laid.files.reserve(Place(1, 2, 0, True), 10, ROLL)
+    assert handles.dirty == 3
+    laid.files.take_dirty()
+    assert handles.dirty == 1
+    other.trim([0])
+    assert handles.dirty == 0
+
+
+def test_a_segment_that_is_put_back_stays_open_until_it_is_synced() -> None:
+    """The kernel tells a failed write-back to those who hold the file."""
+    laid = Laid([100, 100])
+    again = LogFiles(Handles(laid.disk), 1)
+    again.restore(0, 0, [laid.batches[0]])
+    opens = laid.disk.calls["open"]
+    again.restore(0, len(laid.batches[0]), [laid.batches[1]])
+    assert laid.disk.calls["open"] == opens
+
+
+def test_what_is_open_for_reading_is_not_for_writing(tmp_path: Path) -> None:
+    disk = Disk(str(tmp_path))
+    for name in ("logs", "logs/1"):
+        disk.make_directory(name)
+    disk.create(path(1, 0))
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        Handles(disk).get(1, 0).write(0, [b"x"])
+
+
+# --- what does not fit --------------------------------------------------------------------------
+
+
+def test_the_batch_before_the_one_asked_for_is_not_it() -> None:
+    laid = Laid([100, 100])
+    found = laid.read(2, position=0)
+    assert isinstance(found, Damage)
+    assert found.first == 2
+
+
+def test_behind_the_end_is_nothing_also_where_its_position_is_known() -> None:
+    laid = Laid([100, 100])
+    found = laid.read(4, position=laid.length)
+    assert isinstance(found, Damage)
+    assert (found.first, found.end) == (4, 4)
+
+
+def test_a_batch_that_begins_again_what_was_there_is_not_the_next() -> None:
+    laid = Laid([100, 100])
+    strange = batch_of([b"A"] * 4, base=0)
+    whole = laid.disk.contents(path(1, 0))
+    at = laid.places[1].position
+    laid.disk.replace(path(1, 0), whole[:at] + strange.ljust(laid.length - at, b"\0"))
+    chunk = laid.read(0, 1 << 20)
+    assert isinstance(chunk, Chunk)
+    assert (chunk.next, bytes(chunk.data)) == (2, laid.batches[0])
+
+
+def test_a_batch_is_not_read_beyond_the_length_that_its_segment_has() -> None:
+    laid = Laid([100, 100])
+    short = laid.extent._replace(length=laid.length - 1)
+    at = laid.places[1].position
+    chunk = laid.files.read(short, None, 0, 1 << 20, wait=True)
+    assert isinstance(chunk, Chunk)
+    assert chunk.next == 2
+    found = laid.files.read(short, at, 2, 1, wait=True)
+    assert found == Damage(at, 2, 4, "a batch that reaches beyond the segment")

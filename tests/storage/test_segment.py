@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlog.segment import Damage, Extent, Found, base_of, path, walk
+from rlog.segment import Damage, Extent, Found, base_of, directory, parse_name, path, walk
 from rlog_client.batch import HEADER_BYTES, MAGIC
 from tests.storage.build import batch_of, flip, segment_of
 
@@ -143,7 +143,8 @@ FORGERIES = {
     "an old offset": lambda: batch_of([b"forged"], base=3),
     "the damaged offset": lambda: batch_of([b"forged"], base=101),
     "another log": lambda: batch_of([b"forged"], log=9, base=102),
-    "the last offsets": lambda: batch_of([b"d"] * 7, base=124),
+    "the last offset": lambda: batch_of([b"forged"], base=124),
+    "beyond the last offset": lambda: batch_of([b"d"] * 7, base=124),
     "only the magic": lambda: MAGIC * 100,
 }
 
@@ -159,6 +160,75 @@ def test_a_header_forged_in_a_body_is_never_taken_for_a_batch(name: str, flipped
     found = walked(flip(data, begin + flipped), extent)
     assert covered(found, extent)
     assert sound(found) == [100, 124]
+
+
+def test_a_header_forged_in_the_last_body_of_another_log_is_never_taken_for_a_batch() -> None:
+    """It ends where the segment ends, and with its last offset."""
+    forged = batch_of([b"forged"], log=9, base=104)
+    data, extent = segment_of([[b"a"], [b"x", b"x", b"x", forged]], base=100)
+    begin = len(batch_of([b"a"], base=100))
+    # The segment is one that was cut behind it.
+    cut = data.rfind(forged) + len(forged)
+    extent = extent._replace(length=cut)
+    found = walked(flip(data, begin)[:cut], extent)
+    assert sound(found) == [100]
+    assert covered(found, extent)
+
+
+def test_of_what_looks_like_batches_behind_damage_the_first_that_is_one_counts() -> None:
+    body = MAGIC + b"x" * 200 + MAGIC
+    data, extent = segment_of([[b"a"], [body], [b"b"], [MAGIC * 3], [b"z"]], base=100)
+    begin = len(batch_of([b"a"], base=100))
+    found = walked(flip(data, begin), extent)
+    assert sound(found) == [100, 102, 103, 104]
+    assert covered(found, extent)
+
+
+def test_a_batch_behind_a_single_strange_byte_is_found() -> None:
+    rest = batch_of([b"b"], base=101)
+    extent = Extent(1, 100, 102, 1 + len(rest))
+    assert [each.position for each in walked(b"?" + rest, extent)] == [0, 1]
+    assert sound(walked(b"?" + rest, extent)) == [101]
+
+
+def test_the_lost_batch_itself_at_a_strange_place_is_not_taken() -> None:
+    """No reader would look for it there."""
+    first, lost, last = (
+        batch_of([value], base=100 + n) for n, value in enumerate((b"a", b"b", b"c"))
+    )
+    data = first + bytes(100) + lost + last
+    extent = Extent(1, 100, 103, len(data))
+    found = walked(data, extent)
+    assert covered(found, extent)
+    assert sound(found) == [100, 102]
+
+
+def test_damage_says_what_is_wrong() -> None:
+    def reason(data: bytes, extent: Extent = EXTENT) -> str:
+        [damage] = [each for each in walked(data, extent) if isinstance(each, Damage)]
+        return damage.reason
+
+    begin = PLACES[1]
+    assert reason(flip(DATA, begin + 20)).startswith("header CRC is ")
+    assert reason(flip(DATA, begin)) == "no batch begins here"
+    stranger = batch_of([b"a" * 10], base=7) + DATA[begin:]
+    assert reason(stranger) == "a batch of offset 7 instead of 100"
+    inside = EXTENT._replace(length=PLACES[3] + 10)
+    assert reason(DATA, inside) == f"the segment ends at {inside.length}"
+    beyond = "a batch that reaches beyond the segment"
+    assert reason(DATA, EXTENT._replace(length=len(DATA) - 1)) == beyond
+
+
+def test_many_small_batches_are_walked_in_few_reads() -> None:
+    data, extent = segment_of([[b"x"]] * 1000)
+    reads = []
+
+    def read(position: int, count: int) -> bytes:
+        reads.append(position)
+        return data[position : position + count]
+
+    assert len(list(walk(read, extent))) == 1000
+    assert reads == [0]
 
 
 def test_the_batch_behind_damage_is_found_across_windows() -> None:
@@ -191,11 +261,31 @@ def test_whatever_is_damaged_every_offset_is_accounted_for(
 def test_a_segments_name_is_its_base() -> None:
     assert path(7, 123) == "logs/7/00000000000000000123.seg"
     assert base_of("00000000000000000123.seg") == 123
-    for name in (
+    assert path(7, 123).startswith(directory(7))
+    assert path(7, 123, 4) == "logs/7/00000000000000000123.4.seg"
+    assert parse_name("00000000000000000123.4.seg") == (123, 4)
+    assert parse_name("00000000000000000123.seg") == (123, 0)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
         "123.seg",
+        "123.4.seg",
         "00000000000000000123",
         "00000000000000000123.tmp",
+        "00000000000000000123.4.tmp",
+        "00000000000000000123..seg",
+        "00000000000000000123.0.seg",
+        "00000000000000000123.04.seg",
+        "00000000000000000123.4.4.seg",
+        "00000000000000000123.four.seg",
+        "00000000000000000123.seg.seg",
+        "0000000000000000012٣.seg",
         "x" * 20 + ".seg",
-        "",
-    ):
-        assert base_of(name) is None
+    ],
+)
+def test_what_is_no_segments_name_is_none(name: str) -> None:
+    assert base_of(name) is None
+    assert parse_name(name) is None

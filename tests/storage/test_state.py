@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from rlog import facts, state
 from rlog.segment import Place
-from rlog.state import State
+from rlog.state import SENT_MAX, Producer, Sent, State
+from rlog_client import batch
 from rlog_client.batch import HEADER_BYTES
 from tests.storage.build import batch_of
 
@@ -192,23 +193,221 @@ def test_a_dumped_state_is_loaded_as_it_was() -> None:
     assert again != made, "a copy shares nothing"
 
 
-def test_an_index_of_keys_is_loaded_as_it_was_also_from_how_it_was_written_once() -> None:
-    made = with_log()
-    for number in range(5):
-        made.logs[1].keys.put(b"%d" % (number % 3), number)
-    again = state.load(state.dump(made))
-    assert again == made
-    assert dict(again.logs[1].keys.items()) == {b"0": 3, b"1": 4, b"2": 2}
-    assert again.logs[1].keys.put(b"1", 9) == 4
-    assert again != made
-    assert dict(state.Keys.from_wire({b"k": 7, b"l": 2}).items()) == {b"k": 7, b"l": 2}
-    assert dict(made.logs[1].keys.since(3).items()) == {b"0": 3, b"1": 4}
-    for wrong in ([], [{}, b"12345678"], [{b"k": 1}, bytes(8)], [{b"k": 0}, b"1234567"], 5):
-        with pytest.raises(ValueError, match=r"."):
-            state.Keys.from_wire(wrong)
-
-
 @pytest.mark.parametrize("raw", [b"", b"\x92", b"\x90\x90", b"\x92\x80\xa1x"])
 def test_what_is_no_state_is_not_loaded(raw: bytes) -> None:
     with pytest.raises(msgspec.MsgspecError):
         state.load(raw)
+
+
+# --- what recognises a repetition ---------------------------------------------------------------
+
+
+def sent(
+    log: int, base: int, sequence: int, count: int, *, producer: int = 7, epoch: int = 0
+) -> facts.Appended:
+    made = batch.encode([b"x"] * count, producer=producer, sequence=sequence, epoch=epoch)
+    return facts.Appended(batch.stamp(made, log, base, 1000 + base))
+
+
+def test_a_producers_batches_are_known_by_their_sequences() -> None:
+    made = with_log(sent(1, 0, 0, 3), sent(1, 3, 5, 4, epoch=2), sent(1, 7, 9, 1, producer=8))
+    first, second = Sent(0, 3, 0, 1000, 0), Sent(5, 4, 3, 1003, 2)
+    producer = made.logs[1].producers[7]
+    assert producer == Producer(None, 0, 8, [first, second])
+    assert [producer.original(sequence, 1) for sequence in range(-1, 10)] == [
+        *(None, first, first, first, None, None),
+        *(second, second, second, second, None),
+    ]
+    assert [producer.original(0, 3), producer.original(5, 4)] == [first, second]
+    assert [producer.original(0, 4), producer.original(4, 5)] == [None, None]
+    assert made.logs[1].producers[8].last == 9
+    assert with_log(appended(1, 0, 100)).logs[1].producers == {}, "nobody's batch"
+
+
+def test_of_a_retry_in_other_batches_it_is_known_which_parts_were_accepted() -> None:
+    producer = with_log(sent(1, 0, 0, 3), sent(1, 10 - 7, 5, 4)).logs[1].producers[7]
+    assert producer.parts(0, 9) == [(0, 3, 0, 1000), (5, 4, 3, 1003)]
+    assert producer.parts(2, 4) == [(0, 1, 2, 1000), (3, 1, 3, 1003)]
+    assert producer.parts(7, 1) == [(0, 1, 5, 1003)]
+    assert producer.parts(3, 2) == []
+    assert producer.parts(9, 5) == []
+
+
+def test_so_many_batches_of_a_producer_are_known_and_no_more() -> None:
+    made = with_log(*(sent(1, n, n, 1) for n in range(SENT_MAX + 3)))
+    producer = made.logs[1].producers[7]
+    assert [each.sequence for each in producer.sent] == list(range(3, SENT_MAX + 3))
+
+
+def test_a_named_producer_keeps_its_sequence_under_every_new_epoch() -> None:
+    made = with_log(
+        facts.Named(1, 7, "etl", 1, False), sent(1, 0, 0, 3), facts.Named(1, 7, "etl", 2, True)
+    )
+    log = made.logs[1]
+    assert log.producers == {7: Producer("etl", 2, 2, [Sent(0, 3, 0, 1000)], True)}
+    assert log.producer_named("etl") == (7, log.producers[7])
+    assert log.producer_named("other") is None
+
+
+def test_producers_that_are_dropped_are_gone() -> None:
+    made = with_log(sent(1, 0, 0, 1), sent(1, 1, 0, 1, producer=8), facts.Dropped(1, [7, 9]))
+    assert list(made.logs[1].producers) == [8]
+
+
+def test_a_transaction_is_known_by_its_number() -> None:
+    made = with_log(
+        facts.Transacted(3, 20, [(1, 0, 2)]),
+        facts.Transacted(3, 10, []),
+        facts.Transacted(4, 1, []),
+    )
+    client = made.clients[3]
+    assert [each.number for each in client.done] == [10, 20], "in the order of their numbers"
+    assert client.find(20) == state.Transaction(20, 5, [(1, 0, 2)])
+    assert [client.find(number) for number in (9, 15, 21)] == [None] * 3
+    made.apply(facts.Transacted(4, 2, [], [3, 9]), 5)
+    assert list(made.clients) == [4]
+
+
+def test_so_many_transactions_of_a_client_are_known_and_older_ones_may_have_been_done() -> None:
+    made = with_log(*(facts.Transacted(3, number, []) for number in range(10, 10 + SENT_MAX - 1)))
+    client = made.clients[3]
+    assert not client.forgot(9)
+    for number in (80, 81):
+        made.apply(facts.Transacted(3, number, []), 5)
+    assert (len(client.done), client.done[0].number) == (SENT_MAX, 11)
+    assert [client.forgot(number) for number in (10, 11)] == [True, False]
+
+
+# --- ages ---------------------------------------------------------------------------------------
+
+
+def test_a_segment_rolls_by_age_so_that_what_is_old_can_go() -> None:
+    aged = facts.Options(None, ROLL, max_file_age=4.0)  # rolls after a quarter of that
+    made = with_log(facts.Altered(1, aged))
+    first = appended(1, 0, 100, time_ns=10**9)
+    assert places(made, first, appended(1, 1, 100, time_ns=2 * 10**9)) == [
+        Place(1, 0, 0, True),
+        Place(1, 0, 100, False),
+    ]
+    late = appended(1, 2, 100, time_ns=2 * 10**9 + 1)
+    assert places(made, late) == [Place(1, 2, 0, True)]
+    assert made.logs[1].begun_ns == 2 * 10**9 + 1
+
+
+@pytest.mark.parametrize(
+    ("total", "roll"),
+    [(None, 1 << 20), (1 << 30, 1 << 20), (1 << 20, 1 << 18), (100, 4096), (4 * 4097, 4097)],
+)
+def test_a_segment_is_a_part_of_what_a_log_may_hold(total: int | None, roll: int) -> None:
+    made = with_log(facts.Altered(1, facts.Options(None, 1 << 20, max_total_bytes=total)))
+    assert made.logs[1].roll_bytes == roll
+
+
+def test_what_was_appended_under_doubt_counts_as_appended_when_that_ended() -> None:
+    made = with_log(appended(1, 0, 300, time_ns=10), appended(1, 1, 300, time_ns=20))
+    made.apply(facts.Doubted(), 30)
+    assert made.doubted == {1: 2}
+    made.apply(facts.Created(2, "young", OPTIONS), 30)
+    for fact in (appended(1, 2, 300, time_ns=9999), appended(2, 0, 300, time_ns=1)):
+        made.apply(fact, 30)
+    made.apply(facts.Trusted("boot", 7), 40)
+    assert (made.boot, made.difference_ns) == ("boot", 7)
+    assert not made.doubted
+    old, young = made.logs[1], made.logs[2]
+    assert [segment.time_max_ns for segment in old.segments] == [10, 20, 40]
+    assert (old.time_max_ns, old.begun_ns) == (40, 40)
+    assert [segment.time_max_ns for segment in young.segments] == [40]
+
+
+def test_trust_without_doubt_dates_nothing() -> None:
+    made = with_log(appended(1, 0, 300, time_ns=10), facts.Trusted("boot", 7))
+    assert (made.logs[1].time_max_ns, made.logs[1].begun_ns) == (10, 10)
+
+
+def test_opened_tells_the_boot() -> None:
+    made = with_log(facts.Opened("boot", 9))
+    assert (made.boot, made.difference_ns) == ("boot", 9)
+
+
+# --- keys and compaction ------------------------------------------------------------------------
+
+
+def keyed(base: int, *keys: bytes | None, size: int = 10) -> facts.Appended:
+    made = batch.encode([bytes(size)] * len(keys), list(keys))
+    header = batch.parse_header(made)
+    column = bytes(made[HEADER_BYTES + 1 :][: header.keys_bytes])
+    return facts.Appended(batch.stamp(made, 1, base, 1000 + base), column)
+
+
+def test_of_each_key_the_last_record_is_known_and_what_it_superseded_is_counted() -> None:
+    made = with_log(
+        keyed(0, b"a", b"b", b"a", size=100),
+        keyed(3, b"b", None, size=200),
+        keyed(5, b"b", b"c", size=200),
+    )
+    log = made.logs[1]
+    assert dict(log.keys.items()) == {b"a": 2, b"b": 5, b"c": 6}
+    assert [(segment.base, segment.stale) for segment in log.segments] == [(0, 2), (3, 1), (5, 0)]
+    made.apply(facts.Trimmed(1, 3), 5)
+    assert dict(log.keys.items()) == {b"b": 5, b"c": 6}
+    # A batch without keys, of a log that has an index.
+    made.apply(facts.Appended(keyed(7, None).header, b"\xc0"), 5)
+    assert log.end == 8
+
+
+def test_a_superseded_record_in_the_segment_being_written_is_counted_there() -> None:
+    made = with_log(keyed(0, b"a"), keyed(1, b"a"), keyed(2, b"b"))
+    assert [segment.stale for segment in made.logs[1].segments] == [1]
+
+
+def test_compacted_segments_are_one_and_the_others_stay() -> None:
+    made = with_log(*(keyed(n, b"k", size=150 + n % 2) for n in range(6)))
+    log = made.logs[1]
+    walked = log.segments
+    assert [(segment.base, segment.stale) for segment in walked] == [(0, 2), (2, 2), (4, 1)]
+    made.apply(facts.Compacted(1, 0, 4, 1, 500, 3, 3), 5)
+    new, last = log.segments
+    assert new == state.Segment(0, 500, 1003, 1, 3, 1)
+    assert last is walked[2]
+    assert len(walked) == 3, "a reader may be walking it"
+    assert made.segments() == {(1, 0, 1), (1, 4, 0)}
+    # More were looked for than were counted: those of a time before they were counted.
+    made.apply(facts.Compacted(1, 0, 4, 2, 400, 4, 9), 5)
+    assert log.segments[0].stale == 0
+    assert log.segments[0].generation == 2
+
+
+def test_compacted_is_also_a_segment_of_one_record() -> None:
+    made = with_log(*(keyed(n, b"k", size=300) for n in range(4)))
+    made.apply(facts.Compacted(1, 1, 3, 1, 500, 1, 2), 5)
+    segments = made.logs[1].segments
+    assert [(each.base, each.generation) for each in segments] == [(0, 0), (1, 1), (3, 0)]
+
+
+@pytest.mark.parametrize(("base", "end"), [(1, 4), (0, 3)])
+def test_only_whole_segments_are_compacted(base: int, end: int) -> None:
+    made = with_log(*(keyed(n, b"k", size=150) for n in range(6)))
+    with pytest.raises(AssertionError):
+        made.apply(facts.Compacted(1, base, end, 1, 500, 3, 3), 5)
+
+
+# --- ends ---------------------------------------------------------------------------------------
+
+
+def test_a_log_is_found_by_its_name() -> None:
+    made = with_log(facts.Created(2, "b", OPTIONS))
+    assert (made.by_name("b"), made.by_name("orders")) == (made.logs[2], made.logs[1])
+
+
+def test_offsets_are_dense() -> None:
+    with pytest.raises(AssertionError, match="dense"):
+        with_log(appended(1, 1, 100))
+
+
+def test_a_verdict_of_another_kind_of_consumer_is_no_fact_of_this_one() -> None:
+    joined = facts.Joined(1, "s", 1, b"t", "host:1", 10)
+    for wrong in (facts.Committed(1, "s", 1, 12), facts.Took(1, "s", 1, 9)):
+        with pytest.raises(AssertionError, match="not of a shared consumer"):
+            with_log(joined, wrong)
+    with pytest.raises(AssertionError, match="of a shared consumer"):
+        with_log(CLAIM, facts.Completed(1, "c", 1, [0, 1], []))
