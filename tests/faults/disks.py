@@ -76,5 +76,3 @@ class Ballast:
 def free_bytes(at: Path) -> int:
     found = os.statvfs(at)
     return found.f_bavail * found.f_frsize
-
-

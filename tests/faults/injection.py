@@ -61,6 +61,11 @@ class Call(NamedTuple):
         """journal, logs, checkpoint, lock, reserve, or "." for the data directory itself."""
         return re.split(r"[/.\-]", self.path)[0] or "."
 
+    def ended(self, line: str) -> Call:
+        """With what a line of the trace says of its end."""
+        error = _ERROR.search(line)
+        return self._replace(injected="(INJECTED)" in line, error=error[1] if error else None)
+
 
 class Strace:
     """``paths``: only calls on these count, and are written down; none: all."""
@@ -117,14 +122,14 @@ class Strace:
             if (resumed := _RESUMED.match(line)) is not None:
                 at = unfinished.pop(resumed.groups(), None)  # type: ignore[arg-type]
                 if at is not None:
-                    found[at] = found[at]._replace(**_end_of(line))
+                    found[at] = found[at].ended(line)
             elif (match := _LINE.match(line)) is not None:
                 path = self._relative(match[3])
                 if path is None:
                     continue
                 if "<unfinished" in line:
                     unfinished[match[1], match[2]] = len(found)
-                found.append(Call(match[2], path, False, None)._replace(**_end_of(line)))
+                found.append(Call(match[2], path, False, None).ended(line))
         return found
 
     def _relative(self, arguments: str) -> str | None:
@@ -133,11 +138,6 @@ class Strace:
         named = [a or b for a, b in _PATH.findall(arguments)]
         inside = [path for path in named if path == ours or path.startswith(f"{ours}/")]
         return inside[-1][len(ours) :].lstrip("/") if inside else None
-
-
-def _end_of(line: str) -> dict[str, bool | str | None]:
-    error = _ERROR.search(line)
-    return {"injected": "(INJECTED)" in line, "error": error[1] if error is not None else None}
 
 
 def _traced(thread: Path) -> bool:
@@ -155,7 +155,9 @@ def unavailable() -> str | None:
         return "there is no strace here: scripts/tools install"
     command = ["strace", "-D", "-f", "--seccomp-bpf", "-o", "/dev/null"]
     command += ["-e", "trace=mkdir", "-e", "inject=mkdir:error=EDOM", "mkdir", "/"]
-    done = subprocess.run(command, capture_output=True, check=False, env=os.environ | {"LC_ALL": "C"})
+    done = subprocess.run(
+        command, capture_output=True, check=False, env=os.environ | {"LC_ALL": "C"}
+    )
     if b"Numerical argument out of domain" not in done.stderr:
         return f"strace cannot inject faults here: {done.stderr.decode().strip()}"
     return None

@@ -14,6 +14,7 @@ from __future__ import annotations
 import resource
 import shutil
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import pytest
@@ -102,14 +103,13 @@ def suffer(data_dir: Path, ledger: Ledger, *faults: Fault) -> Life:
     """One life of a server with these faults, and the next one without them."""
     strace = Strace(data_dir, data_dir.with_name("trace"), *faults)
     quiet = environment(PYTHONDONTWRITEBYTECODE="1")  # whose files are not ours
+    served = True
     try:
         with ServerProcess(data_dir, *SMALL, env=quiet, under=strace.under) as server:
             _work_through(server, strace, ledger)
-        served = True
-    except NotStarted as error:
-        # Told in one line. It may have waited for the disk instead, but not died of it.
-        assert error.returncode == 1, error
-        assert "Traceback" not in str(error), error
+    except NotStarted as refused:
+        if not _says_why(refused):
+            raise
         served = False
     struck = strace.struck
     _check_no_sync_was_repeated(strace.calls())
@@ -122,6 +122,11 @@ def suffer(data_dir: Path, ledger: Ledger, *faults: Fault) -> Life:
         assert client.log("new", create=True).append(b"goes on") == 0
         assert server.stop() == 0, server.log()
     return Life(struck, served)
+
+
+def _says_why(refused: NotStarted) -> bool:
+    """Whether it ended as it should, with a line about it."""
+    return refused.returncode == 1 and "rlog: " in str(refused) and "Traceback" not in str(refused)
 
 
 def _work_through(server: ServerProcess, strace: Strace, ledger: Ledger) -> None:
@@ -152,9 +157,9 @@ def _check_refusals(client: rlog.Client) -> None:
     for name in {info.name for info in client.logs()} & set(LOGS):
         log = client.log(name)
         uses += [
-            lambda log=log: log.append(b"refused"),
-            lambda log=log: log.trim(rlog.LATEST),
-            lambda log=log: log.consumer("another").poll(),
+            partial(log.append, b"refused"),
+            partial(log.trim, rlog.LATEST),
+            log.consumer("another").poll,
             log.delete,
         ]
     for use in uses:
@@ -282,8 +287,7 @@ def test_a_read_error_is_its_readers_alone_and_never_gives_wrong_bytes(
                         assert record.offset == offset
                         ledger.serves(name, record, wrong)
                         offset += 1
-                except rlog.StorageFailed as error:
-                    assert "cannot be read" in str(error)
+                except rlog.StorageFailed:
                     errors += 1
                     assert errors < 10_000, "it gets nowhere"
                 assert wrong == []
