@@ -156,10 +156,10 @@ def _reserve_temporary(files: Files, size: int) -> File | None:
     return file
 
 
-def keep_reserve(files: Files, size: int) -> None:
-    """Have the reserve file, if there is space for it."""
+def keep_reserve(files: Files, size: int) -> bool:
+    """Have the reserve file. False: there is no space for it."""
     if RESERVE in files.names(""):
-        return
+        return True
     try:
         files.create(RESERVE).allocate(0, size)
     except OSError as error:
@@ -167,6 +167,8 @@ def keep_reserve(files: Files, size: int) -> None:
             files.unlink(RESERVE)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
+        return False
+    return True
 
 
 def tail_begin(length: int) -> int:

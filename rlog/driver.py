@@ -39,6 +39,9 @@ WITNESS_SECONDS: Final = 1.0
 AGAIN_SECONDS: Final = 0.25  # between two tries to get space
 RESERVE_BYTES_MAX: Final = 1 << 20
 ROOM_MIN: Final = 64 * 1024  # of the journal, for a frame without appends
+# Why appends are refused, while all else that writes goes on.
+NO_FILE: Final = "no space for another journal file"
+NO_RESERVE: Final = "no space that a checkpoint could use up"
 
 
 class Limits(NamedTuple):
@@ -99,7 +102,11 @@ class Driver:
         self._witness_due: float | None = None  # a sync that no frame records yet
         # The first frame, until it is written.
         self._opening: Decided | None = broker.open(wall(), clock(), boot.id, boot.uptime_ns())
-        self._again_at = 0.0  # not before then is space tried for again
+        self._again_at = 0.0  # not before then is space for a journal file tried for again,
+        self._checkpoint_again_at = 0.0  # and for a checkpoint
+        self.upkeep = False  # one of its jobs runs beside the work, says whoever runs it
+        self._reserved = True  # a checkpoint has its space, until that is found to be wrong
+        self._reserve_again_at = 0.0  # when that is seen to
         self._flying = False  # a flight was begun and is not finished
         self._pending = self._marks[-1]  # the number of a checkpoint under way
         if len(self._marks) == 2:
@@ -138,7 +145,22 @@ class Driver:
                 return flight
         flight = self._begin_due()
         # What was answered there may have asked for more.
-        return self.begin() if flight is None and self.broker.waiting else flight
+        again = flight is None and self.broker.waiting and not self.held
+        return self.begin() if again else flight
+
+    @property
+    def held(self) -> bool:
+        """Nothing is decided now: the journal is full, and what is under way may change that.
+
+        So commits on a full disk come late rather than to nothing.
+        """
+        return self.broker.books.stuck is not None and (self.upkeep or self._one_frame_short)
+
+    @property
+    def _one_frame_short(self) -> bool:
+        """One more checkpoint would let a file go, and there is no frame for it to stand at."""
+        journal, marks = self.journal, self._marks
+        return journal.tail() == marks[-1] and journal.files_above(marks[0]) > 1
 
     def _decide(self) -> Decided | None:
         if not self.broker.waiting:
@@ -148,7 +170,10 @@ class Driver:
             goal = self._make_room()
             # Without this much, not even a commit is sure to fit: it is refused, and tried again.
             room_min = min(ROOM_MIN, self.journal.file_bytes // 4)
-            books.stuck = books.full if self.journal.room < room_min else None
+            lacking = self.journal.room < room_min and not self.journal.spare
+            books.stuck = books.full if lacking else None
+            if self.held:
+                return None
         # Where writing has ended, what only reads is still answered, and the rest refused.
         return self.broker.decide(
             self._wall(), goal, now=self._clock(), uptime_ns=self._uptime_ns()
@@ -191,6 +216,8 @@ class Driver:
             self._flying = True
             return Flight(tail, None)
         if self._witness_due is not None and self._witness_due <= now:
+            return self._append_empty()
+        if self.held and not self.upkeep:
             return self._append_empty()
         return None
 
@@ -247,23 +274,48 @@ class Driver:
         """
         journal, books = self.journal, self.broker.books
         largest = min(journal.file_bytes, self.broker.batch_bytes_max + FRAME_BYTES_GOAL)
-        if not journal.spare and journal.room < max(2 * largest, journal.file_bytes // 8):
-            books.full = "no space for another journal file"
-            if self._clock() >= self._again_at:
-                self.prepared(attempt(journal.prepare))
+        ample = max(2 * largest, journal.file_bytes // 8)
+        if not journal.spare and journal.room < ample and self._clock() >= self._again_at:
+            self._note_spare(attempt(journal.prepare))
+        books.full = None
+        if not journal.spare and journal.room < ample:
+            books.full = NO_FILE
+        elif not self._reserved:
+            books.full = NO_RESERVE
         if books.full is None or journal.spare:
-            books.full = None
             return min(FRAME_BYTES_GOAL, journal.file_bytes // 2)
         return min(FRAME_BYTES_GOAL, journal.room // 2)
 
     @property
     def spare_wanted(self) -> bool:
-        """``journal.prepare`` has something to do, which may be done beside the work."""
-        failed = self.broker.books.failed is not None
-        return not failed and not self.journal.spare and self._clock() >= self._again_at
+        """``prepare`` has something to do, which may be done beside the work."""
+        now = self._clock()
+        spare = not self.journal.spare and now >= self._again_at
+        reserve = now >= self._reserve_again_at
+        return self.broker.books.failed is None and (spare or reserve)
+
+    def prepare(self) -> bool:
+        """Have what a full disk needs: the next journal file, and what a checkpoint may use up.
+
+        Whether there is the file. Raises OSError.
+        """
+        ready = self.journal.prepare()
+        self._keep_reserve()
+        return ready
+
+    def _keep_reserve(self) -> None:
+        size = min(RESERVE_BYTES_MAX, self.journal.file_bytes // 4)
+        self._reserved = checkpoints.keep_reserve(self._files, size)
 
     def prepared(self, result: bool | OSError) -> None:
-        """How ``journal.prepare`` ended."""
+        """How ``prepare`` ended."""
+        self._note_reserve()
+        self._note_spare(result)
+
+    def _note_reserve(self) -> None:
+        self._reserve_again_at = _NEVER if self._reserved else self._clock() + AGAIN_SECONDS
+
+    def _note_spare(self, result: bool | OSError) -> None:
         if isinstance(result, OSError):
             self._fail(f"the next journal file cannot be made: {result}", None)
         elif result:
@@ -273,7 +325,7 @@ class Driver:
 
     def _no_space(self) -> None:
         books = self.broker.books
-        books.full = "no space for another journal file"
+        books.full = NO_FILE
         if self._opening is not None:
             books.stuck = books.full
         self._again_at = self._clock() + AGAIN_SECONDS
@@ -301,7 +353,7 @@ class Driver:
     def checkpoint_due(self) -> bool:
         if self._flying or self.broker.books.failed is not None:
             return False
-        if self.journal.tail() == self._marks[-1] or self._clock() < self._again_at:
+        if self.journal.tail() == self._marks[-1] or self._clock() < self._checkpoint_again_at:
             return False
         journal = self.journal
         # About half of the files lie before the last checkpoint: the next one lets them go.
@@ -311,7 +363,7 @@ class Driver:
                 and journal.files_above(self._marks[-1]) >= FILES_IN_USE_MAX // 2
             )
             or self.broker.books.handles.dirty >= self._dirty_max
-            or (self.broker.books.full is not None and journal.room < journal.file_bytes // 2)
+            or (self.broker.books.full == NO_FILE and journal.room < journal.file_bytes // 2)
         )
 
     def begin_checkpoint(self) -> Callable[[], bool] | None:
@@ -355,7 +407,7 @@ class Driver:
                     self._files.sync_directory(directory)
             if not checkpoints.write(self._files, number, raw):
                 return False
-            checkpoints.keep_reserve(self._files, min(RESERVE_BYTES_MAX, journal.file_bytes // 4))
+            self._keep_reserve()
             return True
 
         return job
@@ -379,9 +431,11 @@ class Driver:
         elif result:
             self._marks = [self._marks[-1], self._pending]
             self.journal.trim(self._marks[0])
+            self._again_at = 0.0  # a file that was let go needs no space
+            self._note_reserve()
         else:
             logger.warning("no space for a checkpoint: the journal grows until there is")
-            self._again_at = self._clock() + AGAIN_SECONDS
+            self._checkpoint_again_at = self._clock() + AGAIN_SECONDS
 
     def checkpoint(self) -> None:
         """A checkpoint here and now, unless nothing happened since the last one."""

@@ -188,7 +188,6 @@ class Engine(Hub):
         self._gone: deque[EmbeddedPeer] = deque()  # whose clients were collected as garbage
         self._errands: deque[Callable[[], None]] = deque()
         self._driving = False
-        self._upkeep = False
         self._apart_count = 0  # threads that wait for the disk
 
     # --- clients come and go ------------------------------------------------------------------
@@ -300,7 +299,8 @@ class Engine(Hub):
         try:
             with self._lock:
                 now, due = time.monotonic(), self.driver.deadline()
-                if self.dead or peer.has_some or (self.broker.waiting and not self._driving):
+                undriven = self.broker.waiting and not self._driving and not self.driver.held
+                if self.dead or peer.has_some or undriven:
                     return
                 due = FOREVER if due is None else due
                 if self._driving:
@@ -369,13 +369,16 @@ class Engine(Hub):
                 self._files_lock.release()
 
     def _keep_up(self) -> None:
-        if self._upkeep or (due := self.upkeep_due()) is None:
-            return
-        self._upkeep = True
-        try:
-            due.done(self._apart(partial(attempt, due.job)))
-        finally:
-            self._upkeep = False
+        while not self.driver.upkeep and (due := self.upkeep_due()) is not None:
+            self.driver.upkeep = True
+            try:
+                due.done(self._apart(partial(attempt, due.job)))
+            finally:
+                self.driver.upkeep = False
+            if self.dead or self.broker.books.stuck is None:
+                break
+            # On a full disk it takes two checkpoints to let a file go.
+        self._hand_over()  # what was held meanwhile
 
     def _wake_for_what_is_due(self) -> None:
         """Nobody may sleep longer than until the driver's deadline."""

@@ -46,7 +46,10 @@ class File(Protocol):
         """Contents and size are on the disk when this returns."""
 
     def allocate(self, position: int, count: int) -> None:
-        """Make sure that writing there cannot run out of space; extends the file with zeros."""
+        """Make sure that writing there cannot run out of space; extends the file with zeros.
+
+        All or nothing: where it fails, no space is taken.
+        """
 
     def truncate(self, size: int) -> None: ...
 
@@ -153,7 +156,14 @@ class DiskFile:
         os.fdatasync(self._fd)
 
     def allocate(self, position: int, count: int) -> None:
-        os.posix_fallocate(self._fd, position, count)
+        size = self.size()
+        try:
+            os.posix_fallocate(self._fd, position, count)
+        except OSError:
+            # ext4 keeps what it got until then: all that was free, for nothing.
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._fd, size)
+            raise
 
     def truncate(self, size: int) -> None:
         os.ftruncate(self._fd, size)

@@ -468,8 +468,9 @@ class LocalJournal:
         if not self.prepare():
             raise NoSpace(errno.ENOSPC, "no space for another journal file")
         self._name = f"{DIRECTORY}/{int(self._name[len(DIRECTORY) + 1 :]) + 1:010}"
-        self._spare = False
-        self._files.rename(_SPARE, self._name)
+        with self._preparing:  # else the next spare, made beside this, could take its place first
+            self._files.rename(_SPARE, self._name)
+            self._spare = False
         # Its name is durable before a frame is: a frame in a file without a name is lost.
         self._files.sync_directory(DIRECTORY)
         self._file = self._files.open(self._name)

@@ -6,6 +6,7 @@ What lies where is the state's business, not decided here.
 from __future__ import annotations
 
 import contextlib
+import errno
 import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -156,7 +157,13 @@ class LogFiles:
             # Steps that grow with the file: little waste for small logs, few calls for large ones.
             step = min(max(end, RESERVE_MIN), RESERVE_MAX)
             goal = max(end, min(end + step, roll_bytes))
-            self._dirty[place.segment].allocate(have, goal - have)
+            try:
+                self._dirty[place.segment].allocate(have, goal - have)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                goal = end  # what there is may do for this one
+                self._dirty[place.segment].allocate(have, goal - have)
             self._reserved[place.segment] = goal
 
     def _hold(self, base: int) -> None:

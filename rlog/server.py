@@ -121,7 +121,6 @@ class Server(TaskHub):
         self._drained = trio.Event()  # everything that was asked before the stop is answered
         # Of its own, so that looks at the disk for clients cannot keep a checkpoint waiting.
         self._upkeep_thread = trio.CapacityLimiter(1)
-        self._upkeep = False  # a checkpoint or a spare file is being made in a thread
         self._sync_average = 0.0
         self._slow_until = 0.0
 
@@ -150,7 +149,7 @@ class Server(TaskHub):
     ) -> None:
         task_status.started()
         while not (self._stopping and not self.broker.waiting):
-            if not self.broker.waiting and self._flight is None:
+            if self._flight is None and (not self.broker.waiting or self.driver.held):
                 await self._sleep()
             # Connections that are ready run once before the frame is closed, so that their
             # requests share its sync: without this, an inline sync groups nothing.
@@ -198,7 +197,7 @@ class Server(TaskHub):
         try:
             if self._alone >= ALONE_MIN:
                 self._turn()
-                if not self.broker.waiting and self._flight is None:
+                if self._flight is None and (not self.broker.waiting or self.driver.held):
                     self._sleeper = sleeper
                     self._set_alarm()
         finally:
@@ -255,15 +254,16 @@ class Server(TaskHub):
 
     def _keep_up(self) -> None:
         """Start what keeps the journal small and its next file ready, beside the work."""
-        if self._upkeep or self._stopping or (due := self.upkeep_due()) is None:
+        if self.driver.upkeep or self._stopping or (due := self.upkeep_due()) is None:
             return
         assert self._nursery is not None
-        self._upkeep = True
+        self.driver.upkeep = True
         self._nursery.start_soon(self._run_upkeep, due)
 
     async def _run_upkeep(self, due: Upkeep) -> None:
         due.done(await trio.to_thread.run_sync(attempt, due.job, limiter=self._upkeep_thread))
-        self._upkeep = False
+        self.driver.upkeep = False
+        self._keep_up()  # on a full disk it takes two checkpoints to let a file go
         self.wake()
 
     # --- sockets ------------------------------------------------------------------------------

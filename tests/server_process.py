@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 RLOG: Final = str(Path(sys.executable).with_name("rlog"))
 SMALL_JOURNAL: Final = ("--journal-file-size", "1MiB")
@@ -42,7 +42,10 @@ class NotStarted(Exception):
 
 
 class ServerProcess:
-    """``url``: where it listens. ``pid``: for a test that kills it."""
+    """``url``: where it listens. ``pid``: for a test that kills it.
+
+    ``under``: a command that becomes the one behind it, such as ``prlimit --as=...``.
+    """
 
     def __init__(
         self,
@@ -50,10 +53,11 @@ class ServerProcess:
         *flags: str,
         listen: str = "127.0.0.1:0",
         env: Mapping[str, str] | None = None,
+        under: Sequence[str] = (),
     ) -> None:
         self.data_dir = data_dir
         self._log = data_dir.with_name(f"{data_dir.name}.log")
-        command = [RLOG, "serve", "--data-dir", str(data_dir), "--listen", listen, *flags]
+        command = [*under, RLOG, "serve", "--data-dir", str(data_dir), "--listen", listen, *flags]
         if "--journal-file-size" not in flags:
             command += SMALL_JOURNAL
         with self._log.open("ab") as log:

@@ -195,12 +195,21 @@ def test_answers_are_flushed_before_the_segment_is_written() -> None:
 
 def test_no_space_for_a_segment_refuses_that_append_alone() -> None:
     server = serving("always")
-    server.disk.free = 3
-    first, second = together(server, protocol.Append(1), protocol.Append(1))
+    server.disk.free = 1
+    first, second = together(server, protocol.Append(1), protocol.Append(1), size=2 * PAGE)
     assert code(first) == code(second) == errors.DiskFull.code
     assert server.failed is None
     server.disk.free = 100
     assert isinstance(together(server, protocol.Append(1))[0], protocol.Appended)
+
+
+def test_space_for_one_append_is_found_where_there_is_none_to_spare() -> None:
+    server = serving("always")
+    server.disk.free = 1
+    first, second = together(server, protocol.Append(1), protocol.Append(1), size=100)
+    assert (first.first, second.first) == (0, 1)
+    [third] = together(server, protocol.Append(1), size=PAGE)
+    assert code(third) == errors.DiskFull.code
 
 
 def test_a_reservation_that_fails_otherwise_refuses_the_append_and_nothing_more() -> None:
@@ -268,6 +277,75 @@ def test_when_not_even_a_commit_is_sure_to_fit_it_is_refused_until_there_is_spac
     assert left.driver.broker.books.state.logs[1].cursors["c"].committed == offset
 
 
+class Late:
+    """Drives a server whose upkeep is begun as soon as it is due, and done as late as can be."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.driver = server.driver
+        self._job: Callable[[], bool] | None = None
+        self.driver.prepared(drivers.attempt(self.driver.prepare))
+
+    def ask(self, control: protocol.Control, size: int = 10) -> Any:
+        request = ask(self.server, control, size=size)
+        while request not in self.server.peer.answers:
+            flight = self.driver.begin()
+            if flight is not None:
+                self.driver.finish(flight, self.driver.journal.wait(flight.number))
+            elif request not in self.server.peer.answers:
+                self.finish()
+            self._begin()
+        return self.server.peer.answers[request]
+
+    def _begin(self) -> None:
+        if self._job is None and self.driver.checkpoint_due:
+            self._job = self.driver.begin_checkpoint()
+            self.driver.upkeep = self._job is not None
+
+    def finish(self) -> None:
+        """What is under way, and what is due then."""
+        assert self._job is not None, "nothing is under way, and nothing is answered"
+        self.driver.finish_checkpoint(drivers.attempt(self._job))
+        self._job, self.driver.upkeep = None, False
+        self._begin()
+
+
+def test_commits_on_a_full_disk_wait_for_a_late_checkpoint_rather_than_be_refused() -> None:
+    server = serving("always", pages=16)
+    late = Late(server)
+    late.ask(protocol.Claim(1, "c", model.OLDEST, b"t" * 16))
+    server.peer.grants[1, "c"].delivered = 1000
+    for _ in range(300):
+        assert isinstance(late.ask(protocol.Append(1)), protocol.Appended)
+    server.disk.free = 10
+    while isinstance(answer := late.ask(protocol.Append(1), size=BIG), protocol.Appended):
+        pass
+    assert code(answer) == errors.DiskFull.code
+    first = server.driver.journal.tail()
+    for offset in range(1, 301):
+        assert late.ask(protocol.CommitCursor(1, "c", 1, offset)) == protocol.Committed(True)
+    assert server.driver.journal.tail() - first > 10 * 16, "more than all files together hold"
+    left = Server(server.disk.crash(NOTHING), file_bytes=16 * PAGE)
+    assert left.driver.broker.books.state.logs[1].cursors["c"].committed == 300
+
+
+def test_appends_leave_a_checkpoint_its_space_and_resume_when_it_has_it_again() -> None:
+    server = serving("always", pages=16)
+    late = Late(server)
+    server.disk.unlink("reserve")
+    server.disk.free = 3
+    server.driver._reserve_again_at = 0.0
+    server.driver.prepared(drivers.attempt(server.driver.prepare))
+    assert code(late.ask(protocol.Append(1))) == errors.DiskFull.code
+    assert isinstance(late.ask(protocol.Claim(1, "c", model.OLDEST, b"t" * 16)), protocol.Claimed)
+    wanted = [server.driver.spare_wanted]
+    server.disk.free = 100
+    server.clock.now += drivers.AGAIN_SECONDS
+    assert [*wanted, server.driver.spare_wanted] == [False, True]
+    server.driver.prepared(drivers.attempt(server.driver.prepare))
+    assert isinstance(late.ask(protocol.Append(1)), protocol.Appended)
+
+
 def test_space_is_not_asked_for_more_often_than_every_now_and_then() -> None:
     server = full()
     server.sleep(1)
@@ -277,7 +355,7 @@ def test_space_is_not_asked_for_more_often_than_every_now_and_then() -> None:
     creates = server.disk.calls["create"] + server.disk.calls["allocate"]
     driver = server.driver
     if not driver.journal.spare and driver.broker.books.full is not None:
-        driver._again_at = server.clock.now + drivers.AGAIN_SECONDS
+        driver.prepared(False)
         assert not driver.spare_wanted
         together(server, protocol.CommitCursor(1, "c", 1, 1))
         assert server.disk.calls["create"] + server.disk.calls["allocate"] == creates

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import threading
 
 import pytest
 
@@ -416,6 +417,32 @@ def test_a_whole_spare_is_taken_over() -> None:
     creates = disk.calls["create"]
     append(again)
     assert disk.calls["create"] == creates
+
+
+def test_a_spare_made_beside_the_beginning_of_a_file_does_not_take_the_place_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    disk, journal = made()
+    for _ in range(6):
+        append(journal)
+    assert journal.prepare()
+    beside = threading.Thread(target=journal.prepare)
+    rename = disk.rename
+
+    def rename_beside(old: str, new: str) -> None:
+        if old == "journal/spare":
+            beside.start()
+            beside.join(0.2)  # it gets as far as it can
+        rename(old, new)
+
+    monkeypatch.setattr(disk, "rename", rename_beside)
+    append(journal)
+    beside.join()
+    monkeypatch.undo()
+    assert journal.spare == ("spare" in disk.names("journal"))
+    for _ in range(12):
+        append(journal)
+    assert numbers(opened(disk)) == list(range(1, 20))
 
 
 @pytest.mark.parametrize("free", [0, 1, 3, FILE // PAGE - 1])
