@@ -345,6 +345,10 @@ class LocalJournal:
         raw = self._reading[1].read(seen.position, seen.head.length)
         return _entry(seen.head, seen.file, seen.position, raw)
 
+    def place(self, number: int) -> Seen:
+        """Where a frame lies of those that ``open`` found."""
+        return self._chain[number]
+
     def tail(self) -> int:
         return self.last.number
 

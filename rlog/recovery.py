@@ -227,7 +227,7 @@ def _lay_out(
     for log in final.logs.values():
         for segment in log.segments:
             logs.get(log.id).cut(segment.base, segment.bytes, segment.generation)
-        if log.segments:
+        if log.segments and not log.segments[-1].generation:
             logs.get(log.id).adopt(log.segments[-1].base, log.segments[-1].bytes)
     _tidy(files, final, alive, journal.tail() + 1, reports)
     return logs
