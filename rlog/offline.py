@@ -25,7 +25,7 @@ from .recovery import follow
 from .segment import Damage, Extent, base_of, path, walk
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from rlog_client.batch import Header
 
@@ -314,6 +314,11 @@ class Survey(NamedTuple):
     refusal: str = ""
 
     @property
+    def whole(self) -> list[Checkpoint]:
+        """Those that are, oldest first."""
+        return _whole(self.checkpoints)
+
+    @property
     def state(self) -> State | None:
         """The best there is."""
         return self.final or (self.base.state if self.base else None)
@@ -340,16 +345,21 @@ def survey(files: Files) -> Survey:
 
 def _survey(files: Files) -> Survey:
     found = [look_at_checkpoint(files.open(name), name) for name in checkpoints.names(files)]
-    whole = [each.content for each in found if each.content is not None]
+    whole = _whole(found)
     if not whole:
         what = "none of the checkpoints is whole" if found else "there is no checkpoint"
         return Survey(files, found, None, None, None, [], what)
     base = whole[-1]
     try:
-        journal, final = follow(files, base, max(point.number for point in whole))
+        journal, final = follow(files, base, base.number)
     except Refused as error:
         return Survey(files, found, base, None, None, [], str(error))
     return Survey(files, found, base, journal, final, journal.torn)
+
+
+def _whole(found: Iterable[CheckpointFile]) -> list[Checkpoint]:
+    whole = [each.content for each in found if each.content is not None]
+    return sorted(whole, key=lambda point: point.number)
 
 
 class SegmentView(NamedTuple):
@@ -469,12 +479,14 @@ def _verify_checkpoints(seen: Survey, counted: Counted) -> Iterator[Finding]:
         counted.checkpoints += 1
         if each.content is None:
             yield Finding(True, f"checkpoint: {each.damage}", each.name, 0)
+        elif each.name != checkpoints.name_of(each.content.number):
+            yield Finding(True, f"it is the checkpoint at frame {each.content.number}", each.name)
     if seen.base is None:
         yield Finding(True, seen.refusal, "", None)
 
 
 def _verify_journal(seen: Survey, counted: Counted) -> Iterator[Finding]:
-    whole = [each.content for each in seen.checkpoints if each.content is not None]
+    whole = seen.whole
     if not whole:
         return
     if seen.refusal:

@@ -117,7 +117,8 @@ def _load_checkpoints(files: Files, reports: list[str]) -> tuple[list[Checkpoint
             raise Refused(f"{name}: {error}") from None
     if names and not whole:
         raise Refused(f"no whole checkpoint: {'; '.join(reports)}")
-    return whole, damaged
+    # By what they say: their names may have been swapped.
+    return sorted(whole, key=lambda point: point.number), damaged
 
 
 def _make_new(files: Files, file_bytes: int, journal_id: int, now_ns: int) -> Checkpoint:

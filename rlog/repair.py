@@ -191,10 +191,9 @@ def _plan(files: Patient, left_over: list[str], now_ns: int) -> Plan:
 def _of_the_chain(files: Patient, seen: Survey) -> Found:
     """The batches in the journal, from the older checkpoint on if its frames are there."""
     found = Found()
-    whole = [each.content for each in seen.checkpoints if each.content is not None]
-    for base in whole:
+    for base in seen.whole:
         try:
-            journal, _state = follow(files, base, whole[-1].number)
+            journal, _state = follow(files, base, seen.whole[-1].number)
         except Refused:
             continue
         for number in range(base.number + 1, journal.tail() + 1):

@@ -139,7 +139,7 @@ def served(
         return
     view = server.view()
     if lost or started is None:
-        yield from missing(made, view, lost)
+        yield from missing(made, view, lost, started)
     else:
         yield from dropped(made, view, started)
     payload = Payloads(random.Random(7), 50_000_000)
@@ -160,13 +160,17 @@ def served(
         yield f"another repair has something to do: {second.wrong}"
 
 
-def missing(made: Directory, view: View, lost: Sequence[Finding]) -> Iterator[str]:
-    """What was lost, or changed, and was not named; offsets that are given twice."""
+def missing(
+    made: Directory, view: View, lost: Sequence[Finding], started: View | None
+) -> Iterator[str]:
+    """What was lost, or changed, and was not named."""
     final = made.moments[-1]
     for place, payload in made.records.items():
         log = view.logs.get(place.log)
-        first, _end = final.ends[place.log]
-        if place.offset < first:
+        first, end = final.ends[place.log]
+        if started is not None:
+            end = started.logs[place.log].end if place.log in started.logs else 0
+        if not first <= place.offset < end:
             continue
         if log is None:
             if not names_log(lost):
@@ -181,6 +185,8 @@ def missing(made: Directory, view: View, lost: Sequence[Finding]) -> Iterator[st
         if not any(covers(each, place.log, place.offset) for each in lost):
             yield f"{place} is missing, and was not named"
     for (name, consumer), (committed, epoch) in final.cursors.items():
+        if started is not None and name in started.logs:
+            committed, epoch = started.logs[name].cursors.get(consumer, (0, 0))
         found_cursor = view.logs[name].cursors.get(consumer) if name in view.logs else None
         if found_cursor is None or found_cursor < (committed, epoch):
             if not any(consumer in each.text or not each.log for each in lost):
