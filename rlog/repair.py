@@ -106,6 +106,13 @@ class Plan(NamedTuple):
     def empty(self) -> bool:
         return self.checkpoint is None and not self.taken
 
+    @property
+    def made(self) -> list[str]:
+        """The files that come new."""
+        point = self.checkpoint
+        names = [each.file for each in self.rewrites]
+        return names if point is None else [*names, checkpoints.name_of(point.number)]
+
 
 # --- the plan -------------------------------------------------------------------------------
 
@@ -398,18 +405,17 @@ def _write(files: Files, name: str, parts: Iterable[bytes]) -> None:
 
 def report(plan: Plan, where: str) -> bytes:
     """What stands beside what was taken away: why, what is lost, and how to undo it."""
-    made = [each.file for each in plan.rewrites]
+    back = "With nobody on the directory, move each file of taken from here to its place."
     if plan.checkpoint is not None:
-        made.append(checkpoints.name_of(plan.checkpoint.number))
+        back = (
+            "With nobody on the directory, remove what is in made, and every checkpoint and journal"
+            f" file that came since. {back} What was appended since the repair is then gone."
+        )
     told = {
-        "put_back": (
-            "With nobody on the directory: remove what is in made, and all journal files that came"
-            " since; then move each file of taken from here to its place. What was appended since"
-            " the repair is then gone."
-        ),
+        "put_back": back,
         "wrong": [each._asdict() for each in plan.wrong],
         "lost": [each._asdict() for each in plan.lost],
-        "made": made,
+        "made": plan.made,
         "taken": {f"{where}/{_flat(name)}": name for name in plan.taken},
     }
     return msgspec.json.format(msgspec.json.encode(told), indent=2) + b"\n"

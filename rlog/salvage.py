@@ -276,7 +276,7 @@ def _limits(files: Files, found: Sequence[Seen]) -> dict[str, int]:
 
 class Salvage:
     """``state``: what the frames add up to that can be read. ``lost``: what may be lost with the
-    others, in words, and ``level`` what that amounts to. ``found``: the frames' batches.
+    others, in words, and ``level`` what that amounts to. ``found``: the batches that were found.
 
     ``ends``: where the logs ended before the first gap, by id; empty where there is none.
     """
@@ -312,6 +312,9 @@ class Salvage:
         self._judge_ends(taken)
         if self.level > Level.NOTHING:
             self._close()
+        for loose in self._loose.values():
+            for batch in loose.values():
+                self.found.put(batch)
 
     def _lose(self, level: Level, text: str, file: str = DIRECTORY, at: int | None = None) -> None:
         self.level = max(self.level, level)

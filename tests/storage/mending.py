@@ -20,18 +20,17 @@ from typing import TYPE_CHECKING, NamedTuple
 from rlog.journal import Refused
 from rlog.offline import Counted, Finding, verify
 from rlog.repair import Plan, carry_out, make_plan
-from rlog.salvage import Level
 from tests.storage.build import flip
 from tests.storage.explore import Payloads
 from tests.storage.history import Place
-from tests.storage.rot import Directory
 from tests.storage.server import ROLL, Server
-from tests.storage.simdisk import PAGE, SECTOR, SimDisk
+from tests.storage.simdisk import SECTOR, SimDisk, choices
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from tests.storage.history import View
+    from tests.storage.rot import Directory
 
 NOW_NS = 1_800_000_000_000_000_000
 
@@ -105,6 +104,36 @@ def mend(made: Directory, disk: SimDisk) -> Mended:
     if started is None and plan.empty:
         wrong.append("a start is refused, and there is nothing to do")
     return Mended(plan, disk, wrong)
+
+
+def cut_anywhere(made: Directory, disk: SimDisk, seed: int, samples: int) -> Iterator[str]:
+    """Repair a directory, killed at every operation and the power cut there; then repair again,
+    which has to take no more than the first. What is wrong.
+    """
+    before, started, plan = disk.tree(), start(disk), make_plan(disk, NOW_NS)
+    cuts: list[tuple[str, SimDisk]] = []
+    acting = disk.copy()
+    acting.on_operation = lambda kind: cuts.append(
+        (f"operation {acting.operations}, {kind}", acting.copy())
+    )
+    carry_out(acting, plan)
+    known: set[int] = set()
+    for where, cut in cuts:
+        lefts = [("killed", cut.killed())]
+        for choice in choices(cut, samples, seed, 0):
+            lefts.append((f"cut, {choice.mask:b}, {choice.fill.value}", cut.crash(choice)))
+        for how, left in lefts:
+            if left.fingerprint() in known:
+                continue
+            known.add(left.fingerprint())
+            again = make_plan(left, NOW_NS)
+            if again.level > plan.level:
+                yield f"{where}, {how}: it takes {again.level.name}"
+            if not again.empty:
+                carry_out(left, again)
+            wrong = [*evidence(before, left.tree())]
+            wrong += served(made, left, [*plan.lost, *again.lost], started)
+            yield from (f"{where}, {how}: {each}" for each in wrong)
 
 
 def evidence(before: dict[str, bytes], after: dict[str, bytes]) -> Iterator[str]:
@@ -188,9 +217,9 @@ def missing(
         if started is not None and name in started.logs:
             committed, epoch = started.logs[name].cursors.get(consumer, (0, 0))
         found_cursor = view.logs[name].cursors.get(consumer) if name in view.logs else None
-        if found_cursor is None or found_cursor < (committed, epoch):
-            if not any(consumer in each.text or not each.log for each in lost):
-                yield f"the cursor {consumer} of {name} went back, and was not named"
+        back = found_cursor is None or found_cursor < (committed, epoch)
+        if back and not any(consumer in each.text or not each.log for each in lost):
+            yield f"the cursor {consumer} of {name} went back, and was not named"
 
 
 def dropped(made: Directory, view: View, started: View) -> Iterator[str]:
@@ -216,3 +245,48 @@ def covers(finding: Finding, log: str, offset: int) -> bool:
 def names_log(lost: Sequence[Finding]) -> bool:
     """That what else there was is not known."""
     return any("frames" in each.text or "only there" in each.text for each in lost)
+
+
+# --- damage ---------------------------------------------------------------------------------
+
+# How the bytes of a file change around a position.
+DAMAGES: dict[str, Callable[[bytes, int], bytes]] = {
+    "a bit flipped": lambda old, at: flip(old, at, at % 8),
+    "cut": lambda old, at: old[:at],
+    "zeroed from there on": lambda old, at: old[:at] + bytes(len(old) - at),
+    "a sector zeroed": lambda old, at: _sector(old, at, bytes(SECTOR)),
+    "a sector of another place": lambda old, at: _sector(old, at, old[:SECTOR]),
+}
+
+
+def _sector(old: bytes, at: int, contents: bytes) -> bytes:
+    begin = at // SECTOR * SECTOR
+    return (old[:begin] + contents + old[begin + SECTOR :])[: len(old)]
+
+
+def hurt(disk: SimDisk, rng: random.Random) -> str:
+    """Damage a directory in one to four places, in every way there is. -> what was done."""
+    done = []
+    paths = [path for path in disk.paths() if path != "reserve"]
+    # Without the journal's last file there is no trace of what was in it.
+    paths.remove(max(path for path in paths if path.startswith("journal/0")))
+    for _ in range(rng.choice((1, 2, 2, 3, 4))):
+        path = rng.choice(paths)
+        if path not in disk.paths() or not (contents := disk.contents(path)):
+            continue
+        at = rng.randrange(len(contents))
+        kind = rng.choice([*DAMAGES, "longer", "lost", "swapped", "another's"])
+        done.append(f"{path} {kind} at {at}")
+        if kind in DAMAGES:
+            disk.replace(path, DAMAGES[kind](contents, at))
+        elif kind == "longer":
+            disk.replace(path, contents + rng.randbytes(5000))
+        elif kind == "lost":
+            disk.unlink(path)
+        else:
+            alike = [each for each in paths if each[:5] == path[:5] and each in disk.paths()]
+            other = rng.choice(alike)
+            disk.replace(path, disk.contents(other))
+            if kind == "swapped":
+                disk.replace(other, contents)
+    return ", ".join(done)
