@@ -1,25 +1,30 @@
-"""``repair`` of real directories: what it says, what it touches, and what clients find behind it."""
+"""``repair`` of real directories: what it says, what it touches, and what clients then find."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from typing import TYPE_CHECKING, Any, NamedTuple
+import time
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
 import rlog_client
 from rlog import frame, offline
 from rlog.cli import main
+from rlog.facts import Appended
 from rlog.files import Disk, Lock
 from rlog.journal import file_names
 from rlog.offline import FrameView
 from rlog.segment import path
 from rlog_client import CorruptData
+from rlog_client.batch import parse_header
 from tests.server_process import ServerProcess
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from rlog_client.batch import Header
 
 VALUES = [b"%d " % number + b"x" * 3000 for number in range(8)]
 
@@ -96,13 +101,8 @@ def damage_a_batch(tree: Tree) -> str:
     return path(1, 2)
 
 
-def appended(view: FrameView) -> list[Any]:
-    raw = [
-        fact.header
-        for fact in view.facts
-        if isinstance(fact, offline.Fact) and hasattr(fact, "header")
-    ]
-    return [offline.parse_header(each) for each in raw]
+def appended(view: FrameView) -> list[Header]:
+    return [parse_header(fact.header) for fact in view.facts if isinstance(fact, Appended)]
 
 
 def test_what_would_lose_something_takes_its_flag_and_a_dry_run_touches_nothing(
@@ -155,13 +155,17 @@ def test_damage_at_the_end_of_the_journal_takes_the_flag_for_that(
         with rlog_client.connect(server.url) as client:
             client.log("orders").append(b"last")
             client.log("orders").wait_synced(len(VALUES) + 1)
-        while not [view for view in tree.frames()[-1:] if not view.facts]:
-            pass  # until an empty frame proves the one before it
+        for _ in range(400):
+            if not tree.frames()[-1].facts:
+                break  # an empty frame: it proves the one before it
+            time.sleep(0.05)
+        else:
+            pytest.fail("a server at rest wrote no empty frame within 20 s")
         server.kill()
     last = next(view for view in reversed(tree.frames()) if appended(view))
     tree.flip(last.seen.file, last.seen.position + frame.HEAD_BYTES)
     assert run(capfd, "repair", str(tree.root))[0] == 5
-    code, out, err = run(capfd, "repair", "-o", "json", str(tree.root))
+    code, out, _err = run(capfd, "repair", "-o", "json", str(tree.root))
     told = json.loads(out)
     assert (code, told["needs"], told["quarantine"]) == (5, "--truncate-tail", None)
     assert f"frames {last.seen.head.number} to" in told["lost"][0]["reason"]
