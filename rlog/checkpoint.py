@@ -108,6 +108,14 @@ def decode(raw: bytes) -> Checkpoint:
         raise InvalidCheckpoint(f"content does not unpack: {error}") from None
 
 
+def salvaged(raw: bytes) -> Checkpoint | None:
+    """What one says whose CRC is wrong, if it unpacks: to be shown, not believed."""
+    try:
+        return _decoder.decode(memoryview(raw)[_HEAD_BYTES:])
+    except (msgspec.MsgspecError, ValueError):
+        return None
+
+
 def name_of(number: int) -> str:
     return f"{_PREFIX}{number:020}"
 
@@ -117,8 +125,8 @@ def names(files: Files) -> list[str]:
     return [name for name in files.names("") if name.startswith(_PREFIX)]
 
 
-def write(files: Files, number: int, raw: bytes) -> bool:
-    """Make an encoded checkpoint durable, then remove all but the two newest.
+def write(files: Files, number: int, raw: bytes, *, remove: bool = True) -> bool:
+    """Make an encoded checkpoint durable, then (``remove``) remove all but the two newest.
 
     False: there is no space, and nothing happened. Any other failure is an OSError, and final.
     """
@@ -135,7 +143,7 @@ def write(files: Files, number: int, raw: bytes) -> bool:
     files.sync_directory("")
     # Two stay: should the newest be found damaged, the one before it and the journal since still
     # do.
-    for name in names(files)[:-2]:
+    for name in names(files)[:-2] if remove else ():
         files.unlink(name)
     return True
 

@@ -416,7 +416,8 @@ class Driver:
         """The unfinished last page of every segment that is being written."""
         tails = []
         for log in self.broker.books.state.logs.values():
-            if log.segments:
+            # (One that was rewritten is not being written.)
+            if log.segments and not log.segments[-1].generation:
                 base, size = log.segments[-1].base, log.segments[-1].bytes
                 begin = checkpoints.tail_begin(size)
                 if begin < size:

@@ -244,18 +244,14 @@ class LocalJournal:
         """The frames of all files that can matter, in the order of the files."""
         names = list(opened)
         # A file is of no interest when a later one begins at or before the first frame we need:
-        # all its frames are below the mark, or were given up by an earlier start.
-        begin = 0
-        for index in range(len(names) - 1, 0, -1):
-            raw = opened[names[index]].read(0, PAGE)
-            head = frame.parse(raw, self.id)
-            if head is None and (claimed := frame.peek(raw)) and claimed[1] < self.file_bytes:
-                head = frame.parse(
-                    opened[names[index]].read(0, frame.HEAD_BYTES + claimed[1]), self.id
-                )
-            if head is not None and head.number <= self._mark.number + 1:
+        # all its frames are below the mark, or were given up by an earlier start. (But where files
+        # got each other's names, one that begins above it may come before it.)
+        begin, highest = 0, 0
+        for index, file in enumerate(opened.values()):
+            number = self._first_number(file)
+            if number and highest <= number <= self._mark.number + 1:
                 begin = index
-                break
+            highest = max(highest, number)
         # Not read, but needed by the older checkpoint, should the newest be found damaged.
         self._highest = dict.fromkeys(names[:begin], self._mark.number)
         heads: list[Seen] = []
@@ -263,6 +259,14 @@ class LocalJournal:
             self._highest[name] = 0
             heads.extend(scan(opened[name], name, self.id, self._mark.number))
         return heads
+
+    def _first_number(self, file: File) -> int:
+        """Of the frame that a file begins with; 0 for none."""
+        raw = file.read(0, PAGE)
+        head = frame.parse(raw, self.id)
+        if head is None and (claimed := frame.peek(raw)) and claimed[1] < self.file_bytes:
+            head = frame.parse(file.read(0, frame.HEAD_BYTES + claimed[1]), self.id)
+        return head.number if head is not None else 0
 
     def _follow(self, heads: list[Seen]) -> None:
         """Find the chain from the mark on, or refuse."""
@@ -344,6 +348,10 @@ class LocalJournal:
             self._reading = (seen.file, self._files.open(seen.file, write=False))
         raw = self._reading[1].read(seen.position, seen.head.length)
         return _entry(seen.head, seen.file, seen.position, raw)
+
+    def place(self, number: int) -> Seen:
+        """Where a frame lies of those that ``open`` found."""
+        return self._chain[number]
 
     def tail(self) -> int:
         return self.last.number

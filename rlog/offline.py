@@ -25,7 +25,7 @@ from .recovery import follow
 from .segment import Damage, Extent, base_of, path, walk
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from rlog_client.batch import Header
 
@@ -245,7 +245,7 @@ def _look_at_frame(file: File, seen: Seen) -> FrameView:
         found = frame.facts_of(seen.head, raw)
         bodies = frame.bodies_of(seen.head, raw, found)
     except (InvalidFacts, InvalidBatch) as error:
-        return FrameView(seen, _salvaged(raw, seen.head.facts_bytes), f"unknown facts: {error}")
+        return FrameView(seen, salvaged(raw, seen.head.facts_bytes), f"unknown facts: {error}")
     damaged = [
         f"the batch of log {body.header.log}, offsets {body.header.base} to {body.header.end}: "
         f"{body.damage}"
@@ -273,7 +273,7 @@ def _why(file: File, name: str, position: int, end: int) -> Stop:
         return Stop(name, position, "no frame begins here", [])
     length, facts_bytes = claimed
     raw = file.read(position, frame.HEAD_BYTES + min(facts_bytes, _SALVAGE_MAX))
-    salvage = _salvaged(raw, facts_bytes)
+    salvage = salvaged(raw, facts_bytes)
     if position + length > file.size():
         return Stop(
             name, position, f"a frame of {length} bytes would reach beyond the file", salvage
@@ -285,7 +285,7 @@ def _why(file: File, name: str, position: int, end: int) -> Stop:
     return Stop(name, position, reason, salvage)
 
 
-def _salvaged(raw: bytes, facts_bytes: int) -> list[Any]:
+def salvaged(raw: bytes, facts_bytes: int) -> list[Any]:
     """Of facts that are damaged or unknown, those that unpack: to be shown, not believed."""
     unpacker = msgpack.Unpacker(strict_map_key=False, unicode_errors="surrogateescape")
     unpacker.feed(raw[frame.HEAD_BYTES : frame.HEAD_BYTES + facts_bytes])
@@ -314,6 +314,11 @@ class Survey(NamedTuple):
     refusal: str = ""
 
     @property
+    def whole(self) -> list[Checkpoint]:
+        """Those that are, oldest first."""
+        return _whole(self.checkpoints)
+
+    @property
     def state(self) -> State | None:
         """The best there is."""
         return self.final or (self.base.state if self.base else None)
@@ -340,16 +345,21 @@ def survey(files: Files) -> Survey:
 
 def _survey(files: Files) -> Survey:
     found = [look_at_checkpoint(files.open(name), name) for name in checkpoints.names(files)]
-    whole = [each.content for each in found if each.content is not None]
+    whole = _whole(found)
     if not whole:
         what = "none of the checkpoints is whole" if found else "there is no checkpoint"
         return Survey(files, found, None, None, None, [], what)
     base = whole[-1]
     try:
-        journal, final = follow(files, base, max(point.number for point in whole))
+        journal, final = follow(files, base, base.number)
     except Refused as error:
         return Survey(files, found, base, None, None, [], str(error))
     return Survey(files, found, base, journal, final, journal.torn)
+
+
+def _whole(found: Iterable[CheckpointFile]) -> list[Checkpoint]:
+    whole = [each.content for each in found if each.content is not None]
+    return sorted(whole, key=lambda point: point.number)
 
 
 class SegmentView(NamedTuple):
@@ -375,13 +385,14 @@ class SegmentView(NamedTuple):
         for tail in survey.base.tails:
             place = (tail.log, tail.base, 0)
             if place == (self.extent.log, self.extent.base, self.extent.generation):
-                return _overlaid(read, tail.position, tail.data)
+                return overlaid(read, tail.position, tail.data)
         return read
 
 
-def _overlaid(
+def overlaid(
     read: Callable[[int, int], bytes], begin: int, data: bytes
 ) -> Callable[[int, int], bytes]:
+    """A file as it reads with ``data`` at ``begin``, whatever stands there."""
     end = begin + len(data)
 
     def read_overlaid(position: int, count: int) -> bytes:
@@ -402,10 +413,10 @@ def segments(survey: Survey) -> Iterator[SegmentView]:
     if survey.base is not None:
         for log in survey.base.state.logs.values():
             for index, each in enumerate(log.segments):
-                durable[log.id, each.base, each.generation] = _extent(log, index)
+                durable[log.id, each.base, each.generation] = extent_of(log, index)
     for log in survey.state.logs.values():
         for index, each in enumerate(log.segments):
-            extent = _extent(log, index)
+            extent = extent_of(log, index)
             name = path(log.id, each.base, each.generation)
             try:
                 size = survey.files.open(name).size()
@@ -417,7 +428,7 @@ def segments(survey: Survey) -> Iterator[SegmentView]:
             yield SegmentView(log, extent, each.absent, left, name, size)
 
 
-def _extent(log: state.Log, index: int) -> Extent:
+def extent_of(log: state.Log, index: int) -> Extent:
     each = log.segments[index]
     return Extent(log.id, each.base, log.segment_end(index), each.bytes, each.generation)
 
@@ -468,12 +479,14 @@ def _verify_checkpoints(seen: Survey, counted: Counted) -> Iterator[Finding]:
         counted.checkpoints += 1
         if each.content is None:
             yield Finding(True, f"checkpoint: {each.damage}", each.name, 0)
+        elif each.name != checkpoints.name_of(each.content.number):
+            yield Finding(True, f"it is the checkpoint at frame {each.content.number}", each.name)
     if seen.base is None:
         yield Finding(True, seen.refusal, "", None)
 
 
 def _verify_journal(seen: Survey, counted: Counted) -> Iterator[Finding]:
-    whole = [each.content for each in seen.checkpoints if each.content is not None]
+    whole = seen.whole
     if not whole:
         return
     if seen.refusal:
@@ -544,8 +557,9 @@ def _verify_segment(seen: Survey, segment: SegmentView, counted: Counted) -> Ite
     read = segment.read_of(seen)
     for view in batches(read, extent):
         if isinstance(view, Damage):
+            damage = not view.declared
             yield Finding(
-                True, view.reason, segment.file, view.position, name, view.first, view.end
+                damage, view.reason, segment.file, view.position, name, view.first, view.end
             )
             continue
         counted.batches += 1
@@ -564,8 +578,16 @@ def _verify_names(seen: Survey) -> Iterator[Finding]:
     known = {path(*segment) for segment in seen.state.segments()}
     if seen.base is not None:
         known |= {path(*segment) for segment in seen.base.state.segments()}
-    for directory in seen.files.names("logs"):
-        for entry in seen.files.names(f"logs/{directory}"):
-            name = f"logs/{directory}/{entry}"
-            if name not in known:
-                yield Finding(False, "belongs to no log; the next start deals with it", name)
+    for name in stored(seen.files):
+        if name not in known:
+            yield Finding(False, "belongs to no log; the next start deals with it", name)
+
+
+def stored(files: Files) -> Iterator[str]:
+    """Every file in ``logs/``, whatever it is."""
+    for directory in files.names("logs"):
+        try:
+            for entry in files.names(f"logs/{directory}"):
+                yield f"logs/{directory}/{entry}"
+        except NotADirectoryError:
+            yield f"logs/{directory}"

@@ -117,7 +117,8 @@ def _load_checkpoints(files: Files, reports: list[str]) -> tuple[list[Checkpoint
             raise Refused(f"{name}: {error}") from None
     if names and not whole:
         raise Refused(f"no whole checkpoint: {'; '.join(reports)}")
-    return whole, damaged
+    # By what they say: their names may have been swapped.
+    return sorted(whole, key=lambda point: point.number), damaged
 
 
 def _make_new(files: Files, file_bytes: int, journal_id: int, now_ns: int) -> Checkpoint:
@@ -227,7 +228,7 @@ def _lay_out(
     for log in final.logs.values():
         for segment in log.segments:
             logs.get(log.id).cut(segment.base, segment.bytes, segment.generation)
-        if log.segments:
+        if log.segments and not log.segments[-1].generation:
             logs.get(log.id).adopt(log.segments[-1].base, log.segments[-1].bytes)
     _tidy(files, final, alive, journal.tail() + 1, reports)
     return logs

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from rlog_client.batch import HEADER_BYTES, MAGIC, Header, InvalidBatch, parse_header
+from rlog_client.batch import HEADER_BYTES, MAGIC, Header, InvalidBatch, Lost, parse_header
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -56,13 +56,14 @@ class Found(NamedTuple):
 
 class Damage(NamedTuple):
     """The records ``first`` to ``end`` (exclusive) cannot be reached: ``reason`` at
-    ``position``.
+    ``position``. ``declared``: a repair has said so already.
     """
 
     position: int
     first: int
     end: int
     reason: str
+    declared: bool = False
 
 
 class Place(NamedTuple):
@@ -115,7 +116,10 @@ def walk(
     while expected < extent.end:
         header, reason = _header_at(window, extent, position, expected)
         if header is not None:
-            yield Found(position, header)
+            if header.lost:
+                yield Damage(position, expected, header.end, str(Lost(header)), True)
+            else:
+                yield Found(position, header)
             position += header.bytes
             expected = header.end
             continue
@@ -127,6 +131,14 @@ def walk(
         position, expected = found.position, end
 
 
+def _parse(raw: bytes | memoryview) -> Header:
+    """A header, also of a batch that was declared lost. Raises InvalidBatch."""
+    try:
+        return parse_header(raw)
+    except Lost as lost:
+        return lost.header
+
+
 def _header_at(
     window: _Window, extent: Extent, position: int, expected: int
 ) -> tuple[Header | None, str]:
@@ -136,7 +148,7 @@ def _header_at(
     if position + HEADER_BYTES > extent.length:
         return None, f"the segment ends at {extent.length}"
     try:
-        header = parse_header(window.get(position, HEADER_BYTES))
+        header = _parse(window.get(position, HEADER_BYTES))
     except InvalidBatch as error:
         return None, str(error)
     if header.log != extent.log:
@@ -180,7 +192,7 @@ def _candidate(
     window: _Window, extent: Extent, position: int, raw: bytes, expected: int
 ) -> Found | None:
     try:
-        header = parse_header(raw)
+        header = _parse(raw)
     except InvalidBatch:
         return None
     if header.log != extent.log or not expected < header.base < header.end <= extent.end:

@@ -371,12 +371,14 @@ class Log(Struct, array_like=True):
         """Where a batch of so many bytes goes, appended at ``time_ns``. The roll is decided
         *before* the write: only one oversized batch may exceed ``roll_bytes``, alone in its file.
 
-        A segment rolls by age as well: else a slow log would never let go of what is old.
+        A segment rolls by age as well: else a slow log would never let go of what is old. One that
+        was rewritten (the last one, by a repair alone) is never written to again.
         """
         if self.segments:
             last, age = self.segments[-1], self.options.max_file_age
             aged = age is not None and (time_ns - self.begun_ns) * ROLLS > age * 1e9
-            if last.bytes + batch_bytes <= self.roll_bytes and not aged:
+            room = last.bytes + batch_bytes <= self.roll_bytes and not last.generation
+            if room and not aged:
                 return Place(self.id, last.base, last.bytes, False)
         return Place(self.id, self.end, 0, True)
 

@@ -7,7 +7,7 @@ into the body. All integers are little-endian::
     position  size
            0     3  magic "RLB"
            3     1  version, 1
-           4     1  codec of the body, 0: none, 1: sparse
+           4     1  codec of the body, 0: none, 1: sparse, 255: lost
            5     3  zero
            8     4  count of the offsets that it covers, at least 1: of its records, unless sparse
           12     4  body length, in bytes
@@ -33,6 +33,9 @@ left, and then ``steps``, ``[int]``: how far each record's offset lies behind th
 first: behind the offset before the batch), so at least 1. A sparse batch has the checksum of its
 compactor, who checked the one before; where nothing is absent, the producer's own bytes stay. No
 producer makes one, and none is taken from one.
+
+A batch that is *lost* is a header alone: `rlog repair` writes it where the records of those offsets
+were, so that whoever reads them is told that they are gone for good, and why nobody looks for them.
 
 No batch is empty and no magic is zero, so zeros are never a batch.
 """
@@ -70,6 +73,7 @@ MAGIC: Final = b"RLB"
 VERSION: Final = 1
 CODEC_NONE: Final = 0
 CODEC_SPARSE: Final = 1
+CODEC_LOST: Final = 255
 COUNT_MAX: Final = 2**32 - 1
 _ARRAY_OF_FOUR: Final = b"\x94"
 _ARRAY_OF_FIVE: Final = b"\x95"
@@ -81,6 +85,14 @@ RECORD_OVERHEAD: Final = (
 
 class InvalidBatch(Exception):
     """These bytes are not a sound batch; the text says why."""
+
+
+class Lost(InvalidBatch):
+    """In place of a batch: its records are lost, and were declared so. ``header``: which ones."""
+
+    def __init__(self, header: Header) -> None:
+        super().__init__("the records are lost, as a repair declared")
+        self.header = header
 
 
 class Header(msgspec.Struct, frozen=True, gc=False):
@@ -97,6 +109,7 @@ class Header(msgspec.Struct, frozen=True, gc=False):
     base: int
     time_ns: int
     sparse: bool = False  # some of its offsets are absent
+    lost: bool = False  # there is no body: a repair declared that its records are lost
 
     @property
     def end(self) -> int:
@@ -216,6 +229,16 @@ def hole(log: int, base: int, end: int, time_ns: int) -> bytes:
     return stamp(made, log, base, time_ns) + made[HEADER_BYTES:]
 
 
+def lost(log: int, base: int, end: int, time_ns: int) -> bytes:
+    """What declares, at ``time_ns``, that ``base`` to ``end`` (exclusive) are lost."""
+    declared = b""
+    for begin in range(base, end, COUNT_MAX):
+        count = min(COUNT_MAX, end - begin)
+        head = _PRODUCED.pack(MAGIC, VERSION, CODEC_LOST, count, 0, 0, crc32c(b""), 0, 0, 0)
+        declared += stamp(head, log, begin, time_ns)
+    return declared
+
+
 def renumbered(batch: Buffer, producer: int, sequence: int) -> bytearray:
     """A copy of what ``encode`` made, under another producer id and sequence."""
     copy = bytearray(batch)
@@ -225,7 +248,10 @@ def renumbered(batch: Buffer, producer: int, sequence: int) -> bytearray:
 
 
 def parse_header(buffer: Buffer, position: int = 0) -> Header:
-    """The header at ``position``. Nothing in it is believed before its CRC. Raises InvalidBatch."""
+    """The header at ``position``. Nothing in it is believed before its CRC.
+
+    Raises InvalidBatch: Lost, where that is what it says.
+    """
     raw = bytes(buffer[position : position + HEADER_BYTES])
     if len(raw) < HEADER_BYTES:
         raise InvalidBatch(f"a batch's header has {HEADER_BYTES} bytes, here are {len(raw)}")
@@ -239,11 +265,13 @@ def parse_header(buffer: Buffer, position: int = 0) -> Header:
         raise InvalidBatch(f"header CRC is {computed:08x}, stored is {stored:08x}")
     if version != VERSION:
         raise InvalidBatch(f"batch version {version} is not known here (known: {VERSION})")
-    if codec not in (CODEC_NONE, CODEC_SPARSE):
+    if codec not in (CODEC_NONE, CODEC_SPARSE, CODEC_LOST):
         raise InvalidBatch(f"codec {codec} is not known here")
     if any(pad) or any(zero):
         raise InvalidBatch("reserved bytes are not zero")
-    if count == 0 or keys == 0 or keys + 2 > body:
+    if codec == CODEC_LOST and count and not body:
+        raise Lost(Header(count, 0, 0, crc, 0, 0, 0, log, base, time_ns, lost=True))
+    if codec == CODEC_LOST or count == 0 or keys == 0 or keys + 2 > body:
         raise InvalidBatch("lengths that cannot be")
     sparse = codec == CODEC_SPARSE
     return Header(count, body, keys, crc, producer, sequence, epoch, log, base, time_ns, sparse)

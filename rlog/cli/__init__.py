@@ -43,6 +43,8 @@ _VERBS: Final = {
     "producers": "consumers",
     "process": "process",
     "verify": "verify",
+    "repair": "repair",
+    "doctor": "doctor",
     "ping": "admin",
     "version": "admin",
     "completion": "admin",

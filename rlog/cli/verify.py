@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def _held(directory: str) -> Iterator[None]:
+def held(directory: str, verb: str = "verify") -> Iterator[None]:
     """No server starts meanwhile. Raises Locked when one runs."""
     try:
         file = os.open(f"{directory}/lock", os.O_RDONLY | os.O_CLOEXEC)
@@ -43,14 +43,14 @@ def _held(directory: str) -> Iterator[None]:
         except BlockingIOError:
             holder = os.pread(file, 32, 0).decode(errors="replace").strip()
             raise Locked(
-                f"{directory} is in use by process {holder or '?'}: stop it, or verify a copy"
+                f"{directory} is in use by process {holder or '?'}: stop it, or {verb} a copy"
             ) from None
         yield
     finally:
         os.close(file)
 
 
-def _row(finding: Finding) -> Row:
+def row(finding: Finding) -> Row:
     return {
         "damage": finding.damage,
         "file": finding.file or None,
@@ -63,12 +63,17 @@ def _row(finding: Finding) -> Row:
 
 
 def sentence(finding: Finding) -> str:
-    where = finding.file or "the directory"
+    where = finding.file
     if finding.position is not None:
         where += f", position {finding.position}"
-    if finding.log and finding.first is not None:
-        where = f"log {finding.log}, offsets {finding.first} to {finding.end} ({where})"
-    return f"{where}: {finding.text}"
+    if finding.log:
+        records = f"log {finding.log}"
+        if finding.end is not None:
+            records += f", offsets {finding.first} to {finding.end}"
+        elif finding.first is not None:
+            records += f", from offset {finding.first} on"
+        where = f"{records} ({where})" if where else records
+    return f"{where or 'the directory'}: {finding.text}"
 
 
 @command(
@@ -85,7 +90,7 @@ def verify(settings: Settings, directory: str) -> int:
         raise Stopped(Exit.NOT_FOUND, f"{directory} is no data directory: it has no journal")
     counted = offline.Counted()
     began = time.monotonic()
-    with _held(directory):
+    with held(directory):
         damaged = _show(out, offline.verify(files, counted), counted)
     seconds = time.monotonic() - began
     out.say(
@@ -105,7 +110,7 @@ def _show(out: Output, findings: Iterator[Finding], counted: Counted) -> int:
             mark = out.paint("damage", "31;1") if finding.damage else "note  "
             out.print(f"{mark}  {sentence(finding)}")
         else:
-            rows.append(_row(finding))
+            rows.append(row(finding))
     if out.form == "json":
         out.one({"damaged": bool(damaged), "checked": vars(counted), "findings": rows})
     elif out.form == "jsonl":

@@ -425,10 +425,10 @@ class Books:
         visible = self.visible[log.id]
         index = log.segment_index(offset)
         segment = log.segments[index]
+        end, length = log.segment_end(index), segment.bytes
         if segment.base == visible.base:
-            return Extent(log.id, segment.base, visible.end, visible.length)
-        end = log.segment_end(index)
-        return Extent(log.id, segment.base, end, segment.bytes, segment.generation)
+            end, length = visible.end, visible.length
+        return Extent(log.id, segment.base, end, length, segment.generation)
 
 
 class Desk:

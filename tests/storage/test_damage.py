@@ -308,3 +308,14 @@ def test_busy_the_very_last_sync_is_cut_only_with_a_report() -> None:
             path, range(earlier, facts_end), every_bit=False, at_rest=False
         ):
             assert outcome.kind in ("refused", "whole"), (where, outcome)
+
+
+@pytest.mark.parametrize("kind", ["journal/0", "checkpoint"])
+def test_files_that_got_each_others_names_are_told_by_what_they_hold(kind: str) -> None:
+    made = directory(at_rest=True)
+    for one in paths(kind):
+        for other in paths(kind):
+            disk = made.disk.copy()
+            disk.replace(one, made.tree[other])
+            disk.replace(other, made.tree[one])
+            assert judge(made, disk).kind == "whole", (one, other)

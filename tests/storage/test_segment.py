@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlog.segment import Damage, Extent, Found, base_of, directory, parse_name, path, walk
-from rlog_client.batch import HEADER_BYTES, MAGIC
+from rlog_client.batch import COUNT_MAX, HEADER_BYTES, MAGIC, lost
 from tests.storage.build import batch_of, flip, segment_of
 
 if TYPE_CHECKING:
@@ -289,3 +289,29 @@ def test_a_segments_name_is_its_base() -> None:
 def test_what_is_no_segments_name_is_none(name: str) -> None:
     assert base_of(name) is None
     assert parse_name(name) is None
+
+
+def test_what_was_declared_lost_is_told_and_what_stands_around_it_is_found() -> None:
+    middle, end = PLACES[1], PLACES[2]
+    for begin, until in ((middle, end), (0, middle), (end, len(DATA))):
+        base = ([100, *ENDS])[PLACES.index(begin)]
+        behind = ENDS[PLACES.index(until) - 1] if until in PLACES else ENDS[-1]
+        data = DATA[:begin] + lost(EXTENT.log, base, behind, 9) + DATA[until:]
+        found = walked(data, EXTENT._replace(length=len(data)))
+        (damage,) = (each for each in found if isinstance(each, Damage))
+        assert (damage.declared, damage.first, damage.end) == (True, base, behind)
+        assert sound(found) == [b for b in [100, 101, 104, 105] if not base <= b < behind]
+        # Beside damage, too: which alone is damage.
+        hit = 0 if begin else PLACES[3]
+        again = walked(flip(data, hit + (len(data) - len(DATA) if hit > begin else 0)),
+                       EXTENT._replace(length=len(data)))  # fmt: skip
+        assert covered(again, EXTENT)
+        assert [each.declared for each in again if isinstance(each, Damage)].count(False) == 1
+
+
+def test_more_offsets_than_one_header_covers_are_declared_by_several() -> None:
+    data = lost(1, 5, 5 + 2 * COUNT_MAX, 9) + batch_of([b"x"], base=5 + 2 * COUNT_MAX)
+    extent = Extent(1, 5, 6 + 2 * COUNT_MAX, len(data))
+    found = walked(data, extent)
+    assert sound(found) == [5 + 2 * COUNT_MAX]
+    assert covered(found, extent)
