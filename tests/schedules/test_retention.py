@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from rlog import retention, state
+from rlog.subscription import Subscription
 from rlog_client import batch, errors, model, protocol
 from tests.schedules.world import LOG, TEN_YEARS_NS, Client, World, code
 
@@ -342,6 +343,19 @@ def blocked_world(minimum: float = 60.0, **options: Any) -> tuple[World, Client,
     return world, client, requests
 
 
+def test_a_bound_that_is_lowered_holds_for_what_is_appended_in_the_same_frame() -> None:
+    world = World(max_total_bytes=4 * TOTAL)
+    fill(world, 24)
+    client = world.client("producer")
+    options = {"max_total_bytes": TOTAL, "blocking_minimum_retention": 60.0}
+    altered = world.ask(client, protocol.AlterLog(LOG, options))
+    waits = world.ask_append(client, [bytes(900)])
+    world.pump()
+    assert isinstance(client.answers[altered], protocol.LogReply)
+    assert waits not in client.answers
+    assert world.log.end == 24
+
+
 def answers(client: Client, requests: Sequence[int]) -> list[Any]:
     return [client.answers.get(request) for request in requests]
 
@@ -566,6 +580,42 @@ def test_beyond_the_cap_the_trim_waits_and_says_so(monkeypatch: pytest.MonkeyPat
     assert sorted(copies(world)) == [5, 7]
     assert kept(world).start == 8
     assert info(world).retention is None
+
+
+def test_copies_that_do_not_fit_into_one_frame_follow_each_other_at_once() -> None:
+    world = World()
+    c = member(world)
+    size = world.books.batch_bytes_max // 3
+    fill(world, 6, size)
+    epoch = c.grants[LOG, "c"].epoch
+    for offset in range(6):
+        world.deliver(c)
+        world.settle(c, epoch, offset, "park")
+    alter(world, file_roll_size=4096, max_total_bytes=TOTAL)
+    fill(world, 4, 3000)
+    world.pump()
+    assert len(copies(world)) == 6
+    assert kept(world).start >= 6
+
+
+def test_nobody_is_told_of_a_trim_before_it_is_durable() -> None:
+    world = World()
+    alter(world, file_roll_size=4096)
+    fill(world, 24)
+    client = world.client("reader")
+    told = client.begin(lambda _control: None)
+    reader = Subscription(client, world.books, told, LOG, "a", 0)
+    reader.lend(told + 1, protocol.Credit(told, 1 << 20))
+    world.ask(world.client("admin"), protocol.TrimLog(LOG, model.offset(20)))
+    assert world.fly()
+    assert world.log.first > 0
+    assert reader.next_read() is None
+    assert told not in client.answers, "it may be lost in a crash"
+    world.land()
+    read = reader.next_read()
+    assert read is not None
+    assert isinstance(client.answers[told], protocol.Damaged)
+    assert reader.offset == read.offset == world.log.first
 
 
 def test_a_parked_record_that_is_damaged_does_not_stop_the_trim() -> None:
