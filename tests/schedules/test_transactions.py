@@ -104,7 +104,9 @@ def test_a_commit_below_the_cursor_is_a_success_as_it_is_alone() -> None:
     assert world.cursor().committed == 3
 
 
-def test_with_appends_a_record_that_is_committed_already_is_refused_and_nothing_is_appended() -> None:
+def test_with_appends_a_record_that_is_committed_already_is_refused_and_nothing_is_appended() -> (
+    None
+):
     """Its own were made with that commit: whoever asks once more did not hear of it."""
     world = world_of(4)
     a = member(world)
@@ -112,7 +114,9 @@ def test_with_appends_a_record_that_is_committed_already_is_refused_and_nothing_
     world.call(a, protocol.Redrive(LOG, "c", [0]))
     redriven, next_one = CommitRedriven(LOG, "c", 1, 0), through(2)
     for number, commit in enumerate((redriven, next_one)):
-        assert isinstance(world.transact(a, asking(number, GOOD, commits=[commit]), [b"x"]), Transacted)
+        assert isinstance(
+            world.transact(a, asking(number, GOOD, commits=[commit]), [b"x"]), Transacted
+        )
     for number, commit in enumerate((redriven, next_one, through(1)), 10):
         refused = world.transact(a, asking(number, GOOD, commits=[commit]), [b"again"])
         assert code(refused) == errors.Conflict.code
@@ -122,7 +126,9 @@ def test_with_appends_a_record_that_is_committed_already_is_refused_and_nothing_
     seat = Seat(world)
     seat.take()
     single = CommitSingle(LOG, NAME, seat.epoch, 0)
-    assert isinstance(world.transact(seat.client, asking(30, GOOD, commits=[single]), [b"s"]), Transacted)
+    assert isinstance(
+        world.transact(seat.client, asking(30, GOOD, commits=[single]), [b"s"]), Transacted
+    )
     refused = world.transact(seat.client, asking(31, GOOD, commits=[single]), [b"again"])
     assert code(refused) == errors.Conflict.code
     assert world.values("b") == [b"x", b"x", b"s"]
