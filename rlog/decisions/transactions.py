@@ -44,8 +44,8 @@ def transact(desk: Desk, waiting: Waiting, control: protocol.Transact) -> Make |
     ]
     for commit in control.commits:
         _check_commit(desk, peer, commit)
-        if checked:
-            _check_undone(desk, commit)
+    for commit in control.commits if checked else ():
+        _check_undone(desk, commit)
     _check_size(desk, control, checked)
     for append in checked:
         # (What a log has to lose for it goes in any case.)
@@ -168,20 +168,22 @@ def _check_undone(desk: Desk, commit: protocol.Commitment) -> None:
     not to be made. Whoever gave up on a transaction that waits for space, and has its record once
     more, must not append twice.
     """
-    log, offset = desk.log(commit.log), commit.offset
-    cursor = log.cursors[commit.consumer]
-    match commit:
-        case protocol.CommitThrough():
-            offset -= 1
-            done = commit.offset <= cursor.committed
-        case protocol.CommitSingle():
-            done = cursor.is_settled(offset)
-        case protocol.CommitRedriven():
-            parked = cursor.parked.get(offset)
-            done = parked is None or not parked.redriven
-    if done:
+    log = desk.log(commit.log)
+    if _is_done(log.cursors[commit.consumer], commit):
+        offset = commit.offset - isinstance(commit, protocol.CommitThrough)
         text = f"log {log.name!r}: record {offset} is committed by {commit.consumer!r} already"
         raise Conflict(text, end=log.end, key_offset=None)
+
+
+def _is_done(cursor: state.Cursor, commit: protocol.Commitment) -> bool:
+    match commit:
+        case protocol.CommitThrough():
+            return commit.offset <= cursor.committed
+        case protocol.CommitSingle():
+            return cursor.is_settled(commit.offset)
+        case protocol.CommitRedriven():
+            parked = cursor.parked.get(commit.offset)
+            return parked is None or not parked.redriven
 
 
 def _do_commit(desk: Desk, peer: Peer, commit: protocol.Commitment) -> None:

@@ -554,7 +554,83 @@ MUTANTS: Final = (
         ),
         "test_an_owner_whose_name_was_opened_by_another_cannot_come_back_to_it",
     ),
+    Mutant(
+        "a transaction appends once more with what is committed already",
+        "directed",
+        (Edit(f"{TRANSACTIONS}:transact", "control.commits if checked else ()", "()"),),
+        "test_with_appends_a_record_that_is_committed_already_is_refused_and_nothing_is_appended",
+    ),
+    Mutant(
+        "how a cursor stands is told before a transaction of its holder that waits",
+        "directed",
+        (
+            Edit(
+                f"{CONSUMERS}:get_cursor",
+                "behind_own(desk, waiting, (log.id, control.consumer))",
+                "False",
+            ),
+        ),
+        "test_of_a_cursor_nothing_is_told_before_what_its_holder_has_waiting_is_decided",
+    ),
+    Mutant(
+        "behind others one waits for longer than was said",
+        "directed",
+        (Edit("rlog.decisions.trims:behind_others", "_waited(desk, waiting)", "False"),),
+        "test_it_waits_for_the_space_of_all_its_logs_together_no_longer_than_for_one",
+    ),
+    Mutant(
+        "what was compacted takes more of a transaction's frame than was promised",
+        "directed",
+        (Edit(f"{MEMBERS}:commit_single", "(flat, None), SINGLE_ABSENT_MAX)", "(flat, None))"),),
+        "test_what_was_compacted_is_passed_by_shared_commits_within_what_is_promised",
+    ),
+    Mutant(
+        "a single commit puts down what else is in hand",
+        "directed",
+        (
+            Edit(
+                "rlog.state:_settle_shared", "if not any(b <= o < e for b, e in ranges)", "if False"
+            ),
+        ),
+        "test_a_shared_commit_puts_down_its_record_and_no_other",
+    ),
     # --- retention ----------------------------------------------------------------------------
+    Mutant(
+        "what is old is compacted into one file with what is young",
+        "directed",
+        (Edit("rlog.compaction:_of_an_age", "age is None", "True"),),
+        "test_what_is_old_goes_in_time_though_it_was_compacted_together_with_what_is_young",
+    ),
+    Mutant(
+        "compaction makes files larger than retention lets them be",
+        "directed",
+        (Edit("rlog.compaction:due", "log.roll_bytes", "log.options.file_roll_size"),),
+        "test_of_a_compacted_log_that_is_full_goes_a_quarter_at_a_time",
+    ),
+    Mutant(
+        "what a member was sent is compacted away before it is settled",
+        "directed",
+        (Edit("rlog.decisions.compaction:in_use", "cursor.committed, group.head):", "0, 0):"),),
+        "test_what_a_member_was_sent_is_not_compacted_before_it_is_settled",
+    ),
+    Mutant(
+        "readers are told of a trim before it is durable",
+        "directed",
+        (
+            Edit(
+                "rlog.decisions.trims:cut",
+                "desk.effects.append(lambda: books.begin_at(log.id, first))",
+                "books.begin_at(log.id, first)",
+            ),
+        ),
+        "test_nobody_is_told_of_a_trim_before_it_is_durable",
+    ),
+    Mutant(
+        "a bound that is lowered holds from the next frame on",
+        "directed",
+        (Edit("rlog.decisions.watch:Watch.follow", "self.room.pop(log.id, None)", "pass"),),
+        "test_a_bound_that_is_lowered_holds_for_what_is_appended_in_the_same_frame",
+    ),
     Mutant(
         "a clock that has jumped is believed",
         "directed",

@@ -12,6 +12,7 @@ from rlog_client import errors, model, protocol
 from rlog_client.protocol import Claimed, Committed, Done, Judged
 from tests.schedules.world import LOG, World, code
 from tests.shared.seat import NAME, Seat, world_of
+from tests.storage.history import ABSENT
 
 A, B = b"a", b"b"
 FENCED = errors.Fenced.code
@@ -103,6 +104,20 @@ def test_a_record_that_is_parked_in_the_frame_of_a_lapse_is_not_counted() -> Non
     world.pump()
     assert failed(world) == {1: 1}
     assert a.client.lost_claims == [(LOG, NAME, 1)]
+
+
+@pytest.mark.parametrize("taken", [False, True])
+def test_what_a_member_was_sent_is_not_compacted_before_it_is_settled(taken: bool) -> None:
+    """It has the bytes: it may be given the records without another look at the disk."""
+    world = world_of([A, A, B, A, B], key_index=True, compact=True)
+    a = Seat(world)
+    if taken:
+        assert a.take(1) == [0]
+    world.send(world.client("filler"), [b"x", bytes(1 << 16)], [A, B])
+    world.send(world.client("filler"), [b"x"])
+    assert world.server.compact() == (not taken)
+    there = [offset for offset, value in enumerate(world.values()) if value != ABSENT]
+    assert there == ([*range(8)] if taken else [5, 6, 7])
 
 
 def test_a_thousand_records_lapse_in_one_frame() -> None:

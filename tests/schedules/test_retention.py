@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from rlog import retention, state
+from rlog.subscription import Subscription
 from rlog_client import batch, errors, model, protocol
 from tests.schedules.world import LOG, TEN_YEARS_NS, Client, World, code
 
@@ -287,7 +288,7 @@ def put(world: World, key: bytes, size: int = 300) -> None:
 def test_what_is_old_goes_in_time_though_it_was_compacted_together_with_what_is_young() -> None:
     world = World(max_file_age=100.0, key_index=True, compact=True)
     appended_ns: list[int] = []
-    compacted = 0
+    compacted = first = 0
     for number in range(60):
         appended_ns.append(world.clock.wall())
         put(world, b"%d" % number)
@@ -340,6 +341,19 @@ def blocked_world(minimum: float = 60.0, **options: Any) -> tuple[World, Client,
     assert requests, "it is never full"
     assert requests == [*range(requests[0], requests[0] + 3)]
     return world, client, requests
+
+
+def test_a_bound_that_is_lowered_holds_for_what_is_appended_in_the_same_frame() -> None:
+    world = World(max_total_bytes=4 * TOTAL)
+    fill(world, 24)
+    client = world.client("producer")
+    options = {"max_total_bytes": TOTAL, "blocking_minimum_retention": 60.0}
+    altered = world.ask(client, protocol.AlterLog(LOG, options))
+    waits = world.ask_append(client, [bytes(900)])
+    world.pump()
+    assert isinstance(client.answers[altered], protocol.LogReply)
+    assert waits not in client.answers
+    assert world.log.end == 24
 
 
 def answers(client: Client, requests: Sequence[int]) -> list[Any]:
@@ -566,6 +580,57 @@ def test_beyond_the_cap_the_trim_waits_and_says_so(monkeypatch: pytest.MonkeyPat
     assert sorted(copies(world)) == [5, 7]
     assert kept(world).start == 8
     assert info(world).retention is None
+
+
+def test_copies_that_do_not_fit_into_one_frame_follow_each_other_at_once() -> None:
+    world = World()
+    c = member(world)
+    size = world.books.batch_bytes_max // 3
+    fill(world, 6, size)
+    epoch = c.grants[LOG, "c"].epoch
+    for offset in range(6):
+        world.deliver(c)
+        world.settle(c, epoch, offset, "park")
+    alter(world, file_roll_size=4096, max_total_bytes=TOTAL)
+    fill(world, 4, 3000)
+    world.pump()
+    assert len(copies(world)) == 6
+    assert kept(world).start >= 6
+
+
+class Outlet:
+    """What a reader is told."""
+
+    def __init__(self) -> None:
+        self.told: list[protocol.Control] = []
+
+    def answer(
+        self, request: int, control: protocol.Control, payload: bytes | memoryview = b""
+    ) -> None:
+        self.told.append(control)
+
+    def ask(self, control: protocol.Control) -> None: ...
+
+    def wake(self) -> None: ...
+
+
+def test_nobody_is_told_of_a_trim_before_it_is_durable() -> None:
+    world = World()
+    alter(world, file_roll_size=4096)
+    fill(world, 24)
+    outlet = Outlet()
+    reader = Subscription(outlet, world.books, 1, LOG, "a", 0)
+    reader.lend(2, protocol.Credit(1, 1 << 20))
+    world.ask(world.client("admin"), protocol.TrimLog(LOG, model.offset(20)))
+    assert world.fly()
+    assert world.log.first > 0
+    assert reader.next_read() is None
+    assert not outlet.told, "it may be lost in a crash"
+    world.land()
+    read = reader.next_read()
+    assert read is not None
+    assert [type(each) for each in outlet.told] == [protocol.Damaged]
+    assert reader.offset == read.offset == world.log.first
 
 
 def test_a_parked_record_that_is_damaged_does_not_stop_the_trim() -> None:

@@ -540,6 +540,18 @@ def test_its_size_is_promised_with_all_that_it_adds_to_the_frame() -> None:
     assert len(world.transact(a, control, *values).appends) == 120
 
 
+def test_a_shared_commit_puts_down_its_record_and_no_other() -> None:
+    world = world_of(5)
+    a = Seat(world)
+    a.take()
+    a.commit(begun=(0, 2, 4))
+    single = CommitSingle(LOG, NAME, a.epoch, 2)
+    world.transact(a.client, asking(1, GOOD, commits=[single]), [b"x"])
+    shared = world.cursor(NAME).shared
+    assert shared is not None
+    assert shared.members[a.epoch].begun == [0, 4]
+
+
 @pytest.mark.parametrize("at_once", [1, 10])
 def test_what_was_compacted_is_passed_by_shared_commits_within_what_is_promised(
     at_once: int,

@@ -338,6 +338,23 @@ def test_nothing_is_compacted_that_a_protected_consumer_has_not_read() -> None:
         assert protected_end(log) == end
 
 
+def test_what_a_protected_consumer_goes_back_to_while_it_is_compacted_stays() -> None:
+    twins = Twins()
+    twins.put(b"a", b"a", b"a", size=1200)
+    twins.put(b"a", b"b", size=1500)
+    twins.server.claim("a", "c")
+    cursor = twins.log.cursors["c"]
+    cursor.committed = twins.log.end
+    log, protected = twins.server.ids["a"], {"protected": ["c"]}
+    twins.server.call(protocol.AlterLog(log, protected))
+
+    def go_back() -> None:
+        cursor.committed = 1
+
+    assert twins.server.compact(go_back) == 1
+    assert sorted(twins.records("a")) == [0, 1, 2, 3, 4]
+
+
 def test_the_active_segment_and_what_is_not_synced_are_let_be() -> None:
     twins = Twins(sync="periodic:100s")
     for _ in range(4):

@@ -210,6 +210,15 @@ def test_writing_never_needs_space_that_was_not_reserved() -> None:
     laid.files.write(place, [raw], len(raw))
 
 
+def test_nor_does_writing_a_batch_that_is_larger_than_a_segment_is_to_get() -> None:
+    laid = Laid([])
+    raw = batch_of([b"x" * 3 * RESERVE_MIN])
+    place = Place(1, 0, 0, True)
+    laid.files.reserve(place, len(raw), RESERVE_MIN)
+    laid.disk.free = 0
+    laid.files.write(place, [raw], len(raw))
+
+
 def test_without_space_a_reservation_fails_and_a_later_one_succeeds() -> None:
     laid = Laid([100])
     laid.disk.free = 2
@@ -245,11 +254,12 @@ def test_what_a_checkpoint_has_to_sync_is_told_once() -> None:
 
 def test_a_trim_removes_the_files_and_an_open_reader_keeps_its_own() -> None:
     laid = Laid([100])
-    chunk = laid.read(0)
+    chunk = laid.read(1)
     assert isinstance(chunk, Chunk)
     laid.files.trim([0])
     assert laid.disk.paths() == []
     assert bytes(chunk.data) == laid.batches[0]
+    assert not laid.files._indexes, "or they would pile up for as long as it is trimmed"
     raw = batch_of([b"n"], base=2)
     laid.files.reserve(Place(1, 2, 0, True), len(raw), ROLL)
     laid.files.write(Place(1, 2, 0, True), [raw], len(raw))

@@ -156,8 +156,10 @@ def test_a_header_forged_in_a_body_is_never_taken_for_a_batch(name: str, flipped
     forged = FORGERIES[name]()
     data, extent = segment_of([[b"a"], [b"<" + forged + b">"] + [b"x"] * 22, [b"z"]], base=100)
     begin = len(batch_of([b"a"], base=100))
-    assert sound(walked(data, extent)) == [100, 101, 124]
+    whole = walked(data, extent)
+    assert sound(whole) == [100, 101, 124]
     found = walked(flip(data, begin + flipped), extent)
+    assert all(each in whole for each in found if isinstance(each, Found))
     assert covered(found, extent)
     assert sound(found) == [100, 124]
 
