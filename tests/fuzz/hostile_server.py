@@ -9,15 +9,13 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-from typing import TYPE_CHECKING, Any, Final
-
-import msgspec
+from typing import TYPE_CHECKING, Final
 
 from rlog_client import protocol
 from rlog_client.protocol import Connection, Control, Side, encode
 
 from .messages import answers
-from .mutation import spoiled
+from .mutation import absurd, spoiled
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,38 +64,8 @@ _PUSHED: Final = (
     protocol.Records, protocol.Records, protocol.Damaged, protocol.Lost, protocol.Recall,
     protocol.Standing, protocol.Assigned,
 )  # fmt: skip
-_NUMBERS: Final = (0, 1, 2, 3, -1, 5, 255, 2**31, 2**32, 2**53, 2**63 - 1, -(2**63), 2**64 - 1)
 _SAMPLES: Final = {type(control): (control, payload) for control, payload in answers()}
 _EVERY: Final = [encode(7, control, len(payload)) + payload for control, payload in answers()]
-
-
-def absurd(chance: Random, value: Any) -> Any:
-    """Another value of its kind."""
-    match value:
-        case bool():
-            return chance.choice((True, False))
-        case int():
-            return chance.choice(_NUMBERS)
-        case float():
-            return chance.choice((0.0, -1.0, 1e-9, 0.01, 1e18, 1e300, float("inf"), float("nan")))
-        case str():
-            return chance.choice(("", "l", "x" * 3000, "\0", "é" * 200, "@global"))
-        case list() | tuple():
-            return type(value)(
-                absurd(chance, each) for each in value for _ in range(chance.choice((0, 1, 1, 3)))
-            )
-        case dict():
-            return {key: absurd(chance, each) for key, each in value.items()}
-        case msgspec.Struct():
-            return msgspec.structs.replace(
-                value,
-                **{
-                    name: absurd(chance, getattr(value, name))
-                    for name in value.__struct_fields__
-                    if chance.random() < 0.4
-                },
-            )
-    return value
 
 
 class Nonsense:
