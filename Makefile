@@ -7,12 +7,14 @@ INSTALLED := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_USER := 0
 
-.PHONY: help setup test check proof demo bench clean
+.PHONY: help setup test check proof cover mutate demo bench clean
 
 help:
 	@echo "make test [ARGS='-k name --long']   run the tests"
 	@echo "make proof [ARGS='--only power']    the long form of every proof: about three hours"
 	@echo "make check                          format, lint, types, layers"
+	@echo "make cover [ARGS=rlog/journal.py]   every branch of the storage's core, by its fast tests"
+	@echo "make mutate [ARGS=rlog/journal.py]  small bugs planted in it, which those have to see"
 	@echo "make demo [FILE=path]               see it work"
 	@echo "make bench [ARGS='--rounds 3']      run the benchmarks"
 	@echo "make setup                          only create $(VENV)"
@@ -28,6 +30,12 @@ check: $(INSTALLED)
 
 proof: $(INSTALLED)
 	@$(VENV)/bin/python -m tests.proof $(ARGS)
+
+cover: $(INSTALLED)
+	@scripts/cover $(ARGS)
+
+mutate: $(INSTALLED)
+	@scripts/mutate $(ARGS)
 
 demo: $(INSTALLED)
 	@scripts/demo $(if $(FILE),"$$DEMO_FILE")

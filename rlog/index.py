@@ -1,7 +1,8 @@
 """A sparse index of one segment: offset and time -> position. In memory, built by a walk, a hint.
 
-An answer is where to begin walking, never what is there: the walk checks every header, so a wrong
-index costs time and changes nothing.
+An answer is where to begin walking, never what is there: the walk checks every header. Where it
+finds none, it begins anew without the index, so a wrong place costs time and changes nothing. (The
+times are believed: they come from headers that were checked, in this very process.)
 """
 
 from __future__ import annotations

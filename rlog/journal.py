@@ -243,12 +243,17 @@ class LocalJournal:
     def _scan_all(self, opened: dict[str, File]) -> list[Seen]:
         """The frames of all files that can matter, in the order of the files."""
         names = list(opened)
+        firsts = {name: self._first(file) for name, file in opened.items()}
+        for name, first in firsts.items():
+            # No crash leaves that behind. (A body may hold such frames, but begins no file.)
+            if first is not None and first.journal != self.id:
+                raise Refused(f"{name} begins with a frame of another directory's journal")
         # A file is of no interest when a later one begins at or before the first frame we need:
         # all its frames are below the mark, or were given up by an earlier start. (But where files
         # got each other's names, one that begins above it may come before it.)
         begin, highest = 0, 0
-        for index, file in enumerate(opened.values()):
-            number = self._first_number(file)
+        for index, first in enumerate(firsts.values()):
+            number = 0 if first is None else first.number
             if number and highest <= number <= self._mark.number + 1:
                 begin = index
             highest = max(highest, number)
@@ -260,13 +265,12 @@ class LocalJournal:
             heads.extend(scan(opened[name], name, self.id, self._mark.number))
         return heads
 
-    def _first_number(self, file: File) -> int:
-        """Of the frame that a file begins with; 0 for none."""
-        raw = file.read(0, PAGE)
-        head = frame.parse(raw, self.id)
-        if head is None and (claimed := frame.peek(raw)) and claimed[1] < self.file_bytes:
-            head = frame.parse(file.read(0, frame.HEAD_BYTES + claimed[1]), self.id)
-        return head.number if head is not None else 0
+    def _first(self, file: File) -> Head | None:
+        """Of the frame that a file begins with, whosever it is."""
+        claimed = frame.peek(file.read(0, frame.HEAD_BYTES))
+        if claimed is None or claimed[0] > self.file_bytes:
+            return None
+        return frame.parse(file.read(0, frame.HEAD_BYTES + claimed[1]), None)
 
     def _follow(self, heads: list[Seen]) -> None:
         """Find the chain from the mark on, or refuse."""
@@ -327,11 +331,9 @@ class LocalJournal:
         head = frame.parse(raw, self.id)
         if head is None:
             return "nothing of it can be read"
-        try:
-            found = frame.facts_of(head, raw)
-            bodies = frame.bodies_of(head, raw, found)
-        except (InvalidFacts, InvalidBatch) as error:
-            return f"frame {head.number}: {error}"
+        # (That its facts are known here was seen when it was scanned.)
+        found = frame.facts_of(head, raw)
+        bodies = frame.bodies_of(head, raw, found)
         spans = ", ".join(
             f"log {b.header.log} offsets {b.header.base} to {b.header.end}"
             f"{'' if b.body is not None else ' (damaged)'}"

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import threading
 from collections import OrderedDict
+from itertools import chain
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from rlog_client.batch import HEADER_BYTES, InvalidBatch, parse_header
@@ -354,15 +355,23 @@ class LogFiles:
         self, file: File, extent: Extent, *, offset: int | None = None, time_ns: int | None = None
     ) -> Iterator[Found | Damage]:
         """A walk from the nearest place that the index knows; what it learns stays in the index."""
+        name = (extent.base, extent.generation)
         with self._index_lock:
-            name = (extent.base, extent.generation)
             index = self._indexes.setdefault(name, Index(extent.base))
             if offset is not None:
                 start, position = index.at_offset(min(offset, index.end))
             else:
                 assert time_ns is not None
                 start, position = index.at_time(time_ns)
-        for found in walk(file.read, extent, position, start):
+        walked = walk(file.read, extent, position, start)
+        first = next(walked, None)
+        if not isinstance(first, Found) and (start, position) != (extent.base, 0):
+            # The batch is damaged, or the index is wrong: without it that can be told.
+            with self._index_lock:
+                index = self._indexes[name] = Index(extent.base)
+            walked = walk(file.read, extent)
+            first = next(walked, None)
+        for found in chain(() if first is None else (first,), walked):
             if isinstance(found, Found):
                 with self._index_lock:
                     if found.position >= index.position:

@@ -33,11 +33,10 @@ def path(log: int, base: int, generation: int = 0) -> str:
 def parse_name(name: str) -> tuple[int, int] | None:
     """The base and the generation in a segment's file name, or None if it is not one."""
     stem, _, rest = name.partition(".")
-    middle, _, kind = rest.rpartition(".")
-    if kind != "seg" or len(stem) != 20 or not (stem + middle).isdecimal():
+    middle = rest.rpartition(".")[0]
+    if len(stem) != 20 or not (stem + middle).isdecimal():
         return None
-    generation = int(middle or 0)
-    found = int(stem), generation
+    found = int(stem), int(middle or 0)
     return found if path(0, *found).rpartition("/")[2] == name else None
 
 

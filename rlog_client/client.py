@@ -5,15 +5,12 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Sequence
-from types import GenericAlias
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, Unpack, cast
 from weakref import WeakSet
 
-import msgspec
-
 from .batch import HEADER_BYTES
 from .blocking import Consumer, Member, Producer, Reader, Table
-from .errors import InvalidRequest, RlogError, TimedOut, TooLarge, Unsupported
+from .errors import InvalidRequest, RlogError, TimedOut, TooLarge
 from .identity import AppendIds, Identity
 from .model import (
     OFFSET_MAX,
@@ -56,6 +53,7 @@ from .protocol import (
     SeekCursor,
     TrimLog,
     WaitSynced,
+    listed,
 )
 from .source import check_whence
 from .steps import Wait, finishing, until
@@ -581,8 +579,4 @@ def listing(link: Link, request: Control, of: type[_InfoT]) -> Steps[list[_InfoT
     """Ask for a list."""
     call = link.request(request, Listing)
     yield from finishing(link, call)
-    try:
-        infos = msgspec.msgpack.decode(call.payload, type=GenericAlias(list, of))
-        return cast("list[_InfoT]", infos)
-    except msgspec.MsgspecError as error:
-        raise Unsupported(f"a listing does not decode: {error}") from None
+    return listed(call.payload, of)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 from itertools import islice
-from types import GenericAlias
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from .batch import HEADER_BYTES, Cut, InvalidBatch, decode, parse_header
-from .errors import CorruptData, OffsetOutOfRange, Unsupported
+from .errors import CorruptData, OffsetOutOfRange
 from .model import Parked, Record, offset
 from .protocol import (
     Counted,
@@ -20,6 +19,7 @@ from .protocol import (
     ParkedInfo,
     ReadParked,
     Redrive,
+    listed,
 )
 from .source import ReaderSteps
 from .steps import asking, finishing
@@ -85,6 +85,8 @@ def _reading_copy(link: Link, log: str, log_id: int, consumer: str, at: int) -> 
     try:
         header = parse_header(call.payload)
         columns = decode(header, call.payload[HEADER_BYTES:])
+        if at not in columns.offsets(header):
+            raise InvalidBatch("another record is in it")
     except InvalidBatch as error:
         text = f"log {log}, the copy of parked record {at}: {error}"
         raise CorruptData(text, log=log, first=at, end=at + 1) from None
@@ -128,11 +130,7 @@ def _picked(picking: Steps[Record], info: ParkedInfo) -> Steps[Record | None]:
 def _page(link: Link, log_id: int, consumer: str, begin: int) -> Steps[list[ParkedInfo]]:
     call: Call[Listing] = link.request(ListParked(log_id, consumer, begin), Listing)
     yield from finishing(link, call)
-    try:
-        infos = msgspec.msgpack.decode(call.payload, type=GenericAlias(list, ParkedInfo))
-    except msgspec.MsgspecError as error:
-        raise Unsupported(f"a listing does not decode: {error}") from None
-    return cast("list[ParkedInfo]", infos)
+    return listed(call.payload, ParkedInfo)
 
 
 def redriving(link: Link, log_id: int, consumer: str, offsets: Iterable[int] | None) -> Steps[int]:

@@ -23,12 +23,13 @@ from __future__ import annotations
 
 from enum import IntEnum
 from struct import Struct as Layout
-from typing import Any, ClassVar, Final, Literal, NamedTuple, TypeAlias
+from types import GenericAlias
+from typing import Any, ClassVar, Final, Literal, NamedTuple, TypeAlias, TypeVar, cast
 
 import msgspec
 from msgspec import Struct
 
-from .errors import InvalidRequest, RlogError, TooLarge, from_wire
+from .errors import InvalidRequest, RlogError, TooLarge, Unsupported, from_wire
 from .model import CursorInfo, LogInfo, Whence
 
 PROTOCOL: Final = 1
@@ -40,7 +41,8 @@ assert _HEAD.size == HEAD_BYTES
 CONTROL_BYTES_MAX: Final = 16 * 1024
 HELLO_BYTES_MAX: Final = 1024  # of everything before HELLO is done
 LISTING_BYTES_MAX: Final = 8 << 20
-GROW_BYTES: Final = 64 * 1024  # of a payload's buffer, before any of it has come
+GROW_BYTES: Final = 64 * 1024  # of a payload's buffer, before any of it has come; a client's:
+GROW_BYTES_CLIENT: Final = 16 << 20  # more than most batches, and than any listing
 PUSH_BYTES: Final = 1 << 20  # of one Records, unless a single batch is larger
 REQUEST_MAX: Final = 2**32 - 1
 TEXT_MAX: Final = 1024  # characters of an error's text
@@ -836,6 +838,18 @@ def transact_bytes(control: Transact) -> int:
     return _TRANSACT_BYTES + batches + _COMMIT_BYTES * len(control.commits)
 
 
+_InfoT = TypeVar("_InfoT")
+
+
+def listed(payload: bytes | bytearray | memoryview, of: type[_InfoT]) -> list[_InfoT]:
+    """What a Listing brought. Raises Unsupported."""
+    try:
+        infos = msgspec.msgpack.decode(payload, type=GenericAlias(list, of))
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise Unsupported(f"a listing does not decode: {error}") from None
+    return cast("list[_InfoT]", infos)
+
+
 class Message(NamedTuple):
     """One whole message. ``payload`` is bytes-like and its receiver's own."""
 
@@ -892,8 +906,8 @@ class Connection:
         "_data",
         "_decoders",
         "_filled",
+        "_grow_bytes",
         "_payload",
-        "_wary",
         "_whole",
         "greeted",
         "payload_bytes_max",
@@ -908,7 +922,7 @@ class Connection:
         self._payload: bytearray | None = None  # of the message under way
         self._filled = 0
         self._whole = 0  # its length, when it is all there
-        self._wary = side is Side.SERVER
+        self._grow_bytes = GROW_BYTES if side is Side.SERVER else GROW_BYTES_CLIENT
         self._control: tuple[int, Control] | None = None
 
     @property
@@ -952,8 +966,8 @@ class Connection:
             self._at = begin + control_bytes
             return Message(request, control, b"")
         # A buffer of the exact size: the rest of the payload is received into it, uncopied. But a
-        # client only says what it will send: what it gets grows with what it has sent.
-        size = min(payload_bytes, max(GROW_BYTES, 4 * have)) if self._wary else payload_bytes
+        # peer only says what it will send: what it gets grows with what it has sent.
+        size = min(payload_bytes, max(self._grow_bytes, 4 * have))
         payload = bytearray(size)
         here = min(size, have - HEAD_BYTES - control_bytes)
         begin += control_bytes

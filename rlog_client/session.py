@@ -252,12 +252,14 @@ class Subscription:
     """What one Subscribe brings. ``loan``: the request id of the open Credit, 0 for none.
 
     ``broken``: its connection is lost, and it with it. ``recalled``: the consumer it reads for has
-    redriven records to take; whoever takes them says that it has seen it. ``standing``: the last
-    word on whether a shared consumer is paused.
+    redriven records to take; whoever takes them says that it has seen it. ``shared``: records were
+    lent to it, as a member of a shared consumer; ``standing``: the last word on whether that is
+    paused.
     """
 
     __slots__ = (
-        "broken", "error", "id", "loan", "lost", "next", "place", "recalled", "standing", "stock",
+        "broken", "error", "id", "loan", "lost", "next", "place", "recalled", "shared", "standing",
+        "stock",
     )  # fmt: skip
 
     def __init__(self, request: int, place: Call[Place]) -> None:
@@ -268,6 +270,7 @@ class Subscription:
         self.next = 0  # the offset after the stock; exact while no loan is open
         self.broken = False
         self.recalled = False
+        self.shared = False
         self.standing: Standing | None = None
         self.lost: Lost | None = None
         self.error: RlogError | None = None
@@ -488,6 +491,7 @@ class Session:
         if self._subscriptions.get(subscription.id) is not subscription:
             return
         request = self._number()
+        subscription.shared = subscription.shared or credit.records > 0
         if credit.bytes or credit.records:
             self._end_loan(subscription)
             self._loans[request] = subscription
@@ -614,6 +618,8 @@ class Session:
     ) -> None:
         if isinstance(control, Records):
             subscription.stock.append(Chunk(control, payload))
+        elif isinstance(control, Assigned) and not subscription.shared:
+            raise ProtocolError("records were assigned to one who shares none")
         elif isinstance(control, Damaged | Assigned):
             subscription.stock.append(control)
         elif isinstance(control, Recall):

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-import msgspec
-
 from rlog_client.batch import HEADER_BYTES, Header, InvalidBatch, parse_header
 from rlog_client.client import checked_options
-from rlog_client.errors import ConnectionLost, CorruptData, TimedOut, Unsupported
+from rlog_client.errors import ConnectionLost, CorruptData, TimedOut
 from rlog_client.model import LATEST, Whence, offset
 from rlog_client.protocol import (
     AlterLog,
@@ -25,6 +23,7 @@ from rlog_client.protocol import (
     SegmentInfo,
     Subscribe,
     TrimLog,
+    listed,
     raised,
 )
 from rlog_client.session import LOAN_BYTES
@@ -57,10 +56,7 @@ def limits(client: Client) -> Welcome:
 def segments(log: Log) -> list[SegmentInfo]:
     call = log._transport.request(ListSegments(log._id), Listing)
     log._transport.finish(call)
-    try:
-        return msgspec.msgpack.decode(call.payload, type=list[SegmentInfo])
-    except msgspec.MsgspecError as error:
-        raise Unsupported(f"a listing does not decode: {error}") from None
+    return listed(call.payload, SegmentInfo)
 
 
 def would_create(client: Client, name: str, options: Mapping[str, object]) -> LogInfo:

@@ -126,6 +126,28 @@ def test_lengths_are_judged_before_anything_is_allocated() -> None:
         feed(made, protocol.encode(1, protocol.Append(1), 4_000_000_000), [100])
 
 
+@pytest.mark.parametrize("side", protocol.Side)
+def test_what_is_only_announced_is_not_allocated(side: protocol.Side) -> None:
+    """Whatever limit the other side named: a buffer grows with what has come."""
+    made = protocol.Connection(side)
+    made.greeted, made.payload_bytes_max = True, 2**64 - 1
+    control = protocol.Append(1) if side is protocol.Side.SERVER else protocol.Records(0, "f", 0)
+    made.received(protocol.encode(7, control, 4_000_000_000))
+    assert made.next_message() is None
+    room = made.room()
+    assert room is not None
+    assert len(room) <= 16 << 20
+
+
+def test_a_listing_that_does_not_decode_is_a_clear_error() -> None:
+    names = protocol.listed(b"\x91\xa1x", str)
+    assert names == ["x"]
+    deep = b"\x91" * 100_000
+    for wrong in (b"", b"\x91", b"\x91\xa2\xff\xfe", b"\x91\x01", deep, b"\x90\x90"):
+        with pytest.raises(errors.Unsupported, match="a listing does not decode"):
+            protocol.listed(wrong, str)
+
+
 @pytest.mark.parametrize("code", sorted(errors.BY_CODE))
 def test_every_error_travels_as_itself(code: int) -> None:
     cls = errors.BY_CODE[code]

@@ -1,8 +1,12 @@
-"""How bytes are spoiled: once in every way there is, or at random by a seed."""
+"""How bytes are spoiled: once in every way there is, or at random by a seed; and how what they say
+is: sound, but absurd.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -17,6 +21,8 @@ _TELLING: Final = (
     b"\xdc\xff\xff", b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff", b"\xff",
     b"\xff\xff\xff\xff", b"\x91" * 1100, b"\x81\x01" * 1100, b"\xff" * 8,
 )  # fmt: skip
+
+_NUMBERS: Final = (0, 1, 2, 3, -1, 5, 255, 2**31, 2**32, 2**53, 2**63 - 1, -(2**63), 2**64 - 1)
 
 
 def one_byte_each(raw: bytes, step: int = 1) -> Iterator[bytes]:
@@ -61,3 +67,32 @@ def _spoiled_once(chance: Random, raw: bytes, others: Sequence[bytes]) -> bytes:
             return (
                 raw[:at] + bytes(byte ^ 1 << chance.randrange(8) for byte in raw[at:to]) + raw[to:]
             )
+
+
+def absurd(chance: Random, value: Any) -> Any:
+    """Another value of its kind."""
+    match value:
+        case bool():
+            return chance.choice((True, False))
+        case int():
+            return chance.choice(_NUMBERS)
+        case float():
+            return chance.choice((0.0, -1.0, 1e-9, 0.01, 1e18, 1e300, float("inf"), float("nan")))
+        case str():
+            return chance.choice(("", "l", "x" * 3000, "\0", "é" * 200, "@global"))
+        case list() | tuple():
+            return type(value)(
+                absurd(chance, each) for each in value for _ in range(chance.choice((0, 1, 1, 3)))
+            )
+        case dict():
+            return {key: absurd(chance, each) for key, each in value.items()}
+        case msgspec.Struct():
+            return msgspec.structs.replace(
+                value,
+                **{
+                    name: absurd(chance, getattr(value, name))
+                    for name in value.__struct_fields__
+                    if chance.random() < 0.4
+                },
+            )
+    return value

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from base64 import b64encode
+from random import Random
 from struct import pack
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -18,7 +19,7 @@ from rlog.cli.records import InvalidLine, from_line, to_lines
 from rlog.cli.template import InvalidTemplate, compile_template
 from rlog.cli.whence import InvalidWhence, parse
 from rlog.journal import Refused, scan
-from rlog.recovery import recover
+from rlog.recovery import Recovered, recover
 from rlog.segment import Damage, parse_name, walk
 from rlog_client import batch, protocol
 from rlog_client.batch import HEADER_BYTES, InvalidBatch
@@ -31,6 +32,7 @@ from tests.storage.rot import Directory, small
 from tests.storage.server import START_NS
 
 from .messages import answers, requests, stamped
+from .mutation import absurd
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -179,12 +181,22 @@ def fitting() -> bytes:
     )
 
 
+def _absurd_facts(raw: bytes) -> bytes:
+    """Facts that decode, each of a kind that fits, and perhaps not one of its values."""
+    chance, every = Random(crc32c(raw)), facts.decode(fitting())
+    if raw == fitting():
+        return raw
+    wild = chance.choice((0.05, 0.3))
+    chosen = [fact for fact in every if chance.random() > wild]
+    return facts.encode([absurd(chance, f) if chance.random() < wild else f for f in chosen])
+
+
 class Directories:
     """A whole data directory of which one file is spoiled: it starts, or is refused untouched."""
 
     def __init__(self) -> None:
         self.made = Directory(small, at_rest=True)
-        tree = self.made.tree
+        tree = dict(sorted(self.made.tree.items()))
         self.checkpoints = [path for path in tree if path.startswith("checkpoint-")]
         self.journals = [path for path in tree if path.startswith("journal/0") and any(tree[path])]
         self.segments = [path for path in tree if path.endswith(".seg")]
@@ -200,7 +212,7 @@ class Directories:
         return parse
 
     @staticmethod
-    def start_on(disk: SimDisk, size: int) -> object:
+    def start_on(disk: SimDisk, size: int) -> Recovered:
         """Looked at and checked offline, then started. Raises Refused."""
         for finding in offline.verify(disk, offline.Counted()):
             assert str(finding)
@@ -216,7 +228,8 @@ class Directories:
         """One frame more, of any facts, under a CRC that is right and in the chain."""
         disk, path = self.made.disk.copy(), self.journals[-1]
         contents = disk.contents(path)
-        last = list(scan(disk.open(path), path, None, 0))[-1]
+        frames = scan(disk.open(path), path, None, 0)
+        last = max(frames, key=lambda seen: seen.head.number)  # of a recycled file
         head, _, _ = frame.encode(
             frame.Frame(START_NS, raw, []),
             last.head.journal,
@@ -226,11 +239,16 @@ class Directories:
         )
         changed = contents[: last.end] + head + contents[last.end + len(head) :]
         disk.replace(path, changed[: len(contents)])
-        return self.start_on(disk, len(contents))
+        found = self.start_on(disk, len(contents))
+        assert found.journal.tail() == last.head.number + 1, "it is in the chain, or refused"
+        return found
 
     def parsers(self) -> Iterator[Parser]:
         refused = (Refused,)
         yield Parser("a directory's next facts", [fitting()], self.follow, refused, cost=20)
+        yield Parser(
+            "a directory's next facts, absurd", [fitting()], self.follow, refused, _absurd_facts, 20
+        )
         for paths, seal in (
             (self.checkpoints, _seal_checkpoint),
             (self.journals, self._seal_journal),

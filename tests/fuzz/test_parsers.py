@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 PARSERS: Final = {parser.name: parser for parser in parsers()}
 EACH: Final = 4_000  # mutants of a parser in the short tier, divided by its cost,
-EACH_LONG: Final = 1_000_000  # and in the long one
+EACH_LONG: Final = 400_000  # and in the long one
 
 
 def refused(parser: Parser, raw: bytes) -> bool:

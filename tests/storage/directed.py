@@ -173,7 +173,7 @@ def evidence() -> str:
 
 
 def foreign() -> str:
-    """A journal file of another directory is no part of this one's chain."""
+    """A frame of another directory's journal is no part of this one's chain."""
     trees = []
     for name in ("mine", "other"):
         disk = SimDisk()
@@ -184,7 +184,9 @@ def foreign() -> str:
         trees.append((server, disk.crash(NOTHING)))
     (mine, disk), (_, other) = trees
     later = f"journal/{99:010}"
-    disk.create(later).write(0, [other.contents("journal/0000000001")])
+    # Not at the begin: that file would be refused.
+    shifted = bytes(PAGE) + other.contents("journal/0000000001")[:-PAGE]
+    disk.create(later).write(0, [shifted])
     if wrong := mine.history.check(Server(disk).view(), power_cut=True):
         return wrong[0]
     return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -466,7 +467,12 @@ def test_when_the_sync_fails_what_was_under_way_is_unknown_and_the_rest_refused(
     assert isinstance(error, protocol.Error)
     assert error.details["producer"] == header.producer
     assert error.details["sequence"] == header.sequence
+    assert error.message.startswith("the append may be in the log or not: ")
     assert code(answers[claim]) == errors.OutcomeUnknown.code
+    error = answers[claim]
+    assert isinstance(error, protocol.Error)
+    assert error.details == {"producer": 0, "sequence": 0}
+    assert error.message.startswith("it may have been done or not: ")
     assert code(answers[wait]) == errors.StorageFailed.code
     assert code(answers[late]) == errors.StorageFailed.code
     assert not server.peer.grants
@@ -488,6 +494,23 @@ def test_when_the_sync_fails_what_was_under_way_is_unknown_and_the_rest_refused(
         assert code(together(server, control)[0]) == errors.StorageFailed.code
     assert syncs(server) == before
     assert ends(server, "a")[1:] == (1, 1)
+
+
+def test_the_first_frame_of_a_life_is_synced_and_knows_how_young_the_youngest_record_is() -> None:
+    server = serving("never")
+    broker = server.driver.broker
+    opening = broker.open(START_NS, 0.0)
+    assert opening.sync
+    assert (broker.books.watch.boot, broker.books.watch.stored_ns) == ("", 0)
+    together(server, protocol.Append(1))
+    broker.open(START_NS, 0.0)
+    assert broker.books.watch.stored_ns == broker.books.state.logs[1].time_max_ns > START_NS
+
+
+def test_that_writing_has_ended_and_why_is_said_aloud(caplog: pytest.LogCaptureFixture) -> None:
+    logging.disable(logging.NOTSET)
+    serving("always").driver.broker.fail("the disk is gone", None)
+    assert [each.getMessage() for each in caplog.records] == ["writing has ended: the disk is gone"]
 
 
 def test_the_first_reason_stays() -> None:
@@ -662,6 +685,14 @@ def test_so_many_bytes_unsynced_make_a_sync_due_at_once() -> None:
     server.driver.finish(flight, server.driver.journal.wait(flight.number))
     assert ends(server, "b") == (3, 3, 3)
     assert due_at(server) is None
+    # The same, of exactly so many.
+    each = 4000 + 4096 - len(produced(4000))
+    for _ in range(2):
+        assert due_at(server) in (None, server.clock.now + 1.0)
+        ask(server, protocol.Append(1), size=each)
+        flight = server.driver.begin()
+    assert flight is not None
+    server.driver.finish(flight, server.driver.journal.wait(flight.number))
     # What was synced counts no more.
     ask(server, protocol.Append(1), size=4000)
     server.driver.begin()
@@ -712,6 +743,15 @@ def test_who_waits_is_told_where_a_log_begins_and_ends_when_it_asks_for_more() -
     together(server, protocol.Append(1), protocol.Append(1))
     [beyond] = together(server, protocol.WaitSynced(1, 3))
     assert beyond.details == {"first": 0, "end": 2}
+    assert beyond.message == "log 'n' ends at 2, before 3"
+
+
+def test_a_listing_is_given_with_its_payload() -> None:
+    server = serving("never", "always")
+    request = ask(server, protocol.ListLogs())
+    server.pump()
+    infos = protocol.listed(server.peer.payloads[request], model.LogInfo)
+    assert [info.name for info in infos] == ["a", "n"]
 
 
 # --- the end of writing -------------------------------------------------------------------------

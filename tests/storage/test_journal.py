@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import errno
+import logging
 import threading
 
 import pytest
 
 from rlog import facts, frame
 from rlog.frame import Frame
-from rlog.journal import LocalJournal, Mark, Outcome, Refused, batch_bytes_max, file_names, scan
+from rlog.journal import (
+    FRAME_OVERHEAD,
+    LocalJournal,
+    Mark,
+    Outcome,
+    Refused,
+    batch_bytes_max,
+    file_names,
+    scan,
+)
 from rlog_client.batch import HEADER_BYTES
 from tests.storage.build import JOURNAL, batch_of, flip, frame_of
 from tests.storage.simdisk import PAGE, Choice, Failure, Fill, SimDisk
@@ -220,12 +230,29 @@ def test_a_frame_of_another_journal_is_none() -> None:
     disk, journal = made()
     append(journal)
     other, _ = frame_of([], number=2, previous=journal.last.crc, journal=JOURNAL + 1, synced=50)
-    disk.create(f"journal/{50:010}").write(0, [other.ljust(FILE, b"\0")])
+    disk.open(file_names(disk)[-1]).write(PAGE, [other])
     again = opened(disk)
     assert again.tail() == 1
     # It is nothing that this journal wrote, so it is shown.
-    assert [t.file for t in again.torn] == [f"journal/{50:010}"]
+    assert [(t.file, t.position) for t in again.torn] == [(file_names(disk)[-1], PAGE)]
     assert again.torn[0].report == "nothing of it can be read"
+
+
+@pytest.mark.parametrize("facts_count", [0, 1000])
+@pytest.mark.parametrize("number", [0, 50])
+def test_a_file_of_another_journal_is_refused_and_not_touched(
+    number: int, facts_count: int
+) -> None:
+    disk, journal = made()
+    append(journal)
+    many = (facts.Released(1, f"c{n}", n) for n in range(facts_count))
+    other, _ = frame_of([], *many, number=2, previous=journal.last.crc, journal=JOURNAL + 1)
+    name = f"journal/{number:010}"
+    disk.create(name).write(0, [other.ljust(FILE, b"\0")])
+    before = disk.tree()
+    with pytest.raises(Refused, match=f"{name} begins with a frame of another directory's journal"):
+        opened(disk)
+    assert disk.tree() == before
 
 
 def test_files_below_the_mark_are_not_needed() -> None:
@@ -330,6 +357,162 @@ def test_a_journal_file_of_another_size_is_refused_by_its_name(size: int) -> Non
         opened(disk)
 
 
+# --- what stands behind the last frame ----------------------------------------------------------
+
+
+def two_files() -> tuple[SimDisk, LocalJournal, str]:
+    """Frames 1 to 6 fill the first file; 7 and 8 begin the second, which is named."""
+    disk, journal = made()
+    for _ in range(8):
+        append(journal)
+    return disk, journal, file_names(disk)[-1]
+
+
+def garbage(disk: SimDisk, name: str, position: int, raw: bytes) -> None:
+    disk.open(name).write(position, [raw])
+
+
+@pytest.mark.parametrize("at_mark", [False, True])
+def test_a_torn_tail_is_found_behind_the_last_frame_also_if_that_is_a_checkpoints(
+    at_mark: bool,
+) -> None:
+    disk, journal, name = two_files()
+    garbage(disk, name, 2 * PAGE, b"torn X")
+    again = opened(disk, journal.last, 8) if at_mark else opened(disk)
+    assert again.tail() == 8
+    [torn] = again.torn
+    assert (torn.file, torn.position, torn.length) == (name, 2 * PAGE, 6)
+
+
+def test_of_two_frames_that_a_checkpoint_may_stand_at_the_later_files_counts() -> None:
+    disk, journal, name = two_files()
+    whole = disk.contents(name)
+    later = f"journal/{9:010}"
+    disk.create(later).write(0, [whole])
+    again = opened(disk, journal.last, 8)
+    assert again.torn == []
+    garbage(disk, later, 2 * PAGE, b"torn")
+    assert [torn.file for torn in opened(disk, journal.last, 8).torn] == [later]
+
+
+def test_a_file_of_garbage_behind_the_last_one_is_a_torn_tail_from_its_begin_on() -> None:
+    disk, _journal, _ = two_files()
+    later = f"journal/{9:010}"
+    disk.create(later).write(0, [b"garbage".ljust(FILE, b"\0")])
+    [torn] = opened(disk).torn
+    assert (torn.file, torn.position, torn.length) == (later, 0, 7)
+
+
+def test_an_old_frame_behind_the_last_one_is_none_of_its_tail() -> None:
+    """Of a recycled file."""
+    disk, _journal, name = two_files()
+    old = disk.contents(file_names(disk)[0])[:PAGE]
+    garbage(disk, name, 2 * PAGE, old)
+    assert opened(disk).torn == []
+    garbage(disk, name, 3 * PAGE, old)
+    garbage(disk, name, 2 * PAGE, b"torn".ljust(PAGE, b"\0"))
+    [torn] = opened(disk).torn
+    assert torn.length == 4
+
+
+def test_frames_are_found_wherever_they_stand_in_a_large_file() -> None:
+    size = (3 << 20) + PAGE
+    disk = SimDisk()
+    disk.make_directory("journal")
+    journal = opened(disk, file_bytes=size)
+    for length in (10, (1 << 20) - PAGE, 5000, 700_000, 10, 900_000, 10):
+        append(journal, length)
+    [name] = [name for name in file_names(disk) if any(disk.contents(name))]
+    assert disk.open(name).size() == size
+    seen = list(scan(disk.open(name), name, JOURNAL, 0))
+    assert [each.head.number for each in seen] == [1, 2, 3, 4, 5, 6, 7]
+    assert numbers(opened(disk, file_bytes=size)) == [1, 2, 3, 4, 5, 6, 7]
+    assert journal.prepare()
+    assert disk.contents("journal/spare") == bytes(size)
+
+
+def test_a_frame_that_claims_more_than_its_file_holds_is_none() -> None:
+    disk, journal = made()
+    append(journal)
+    name = file_names(disk)[-1]
+    raw, _ = frame_of([batch_of([bytes(2 * PAGE)])], number=2, previous=journal.last.crc)
+    garbage(disk, name, FILE - PAGE, raw[:PAGE])
+    assert [each.head.number for each in scan(disk.open(name), name, JOURNAL, 0)] == [1]
+
+
+def test_a_frame_may_fill_its_file_to_the_last_byte() -> None:
+    disk, journal = made()
+    spare = FILE - len(frame_of([batch_of([bytes(FILE // 2)])])[0]) + FILE // 2
+    whole = batch_of([bytes(spare)])
+    raw, _ = frame_of([whole])
+    assert len(raw) == FILE
+    journal.append(item(whole), 1)
+    assert journal.wait(1) is Outcome.SYNCED
+    append(journal)
+    assert numbers(opened(disk.crash(NOTHING))) == [1, 2]
+    assert all(disk.open(name).size() == FILE for name in file_names(disk))
+
+
+def test_files_whose_frames_nobody_needs_are_not_read() -> None:
+    disk, journal = made()
+    marks = []
+    for _ in range(24):  # four files
+        append(journal)
+        marks.append(journal.last)
+
+    def reads(mark: Mark) -> int:
+        before = disk.calls["read"]
+        assert opened(disk, mark, mark.number).tail() == 24
+        return disk.calls["read"] - before
+
+    every = reads(BEGIN)
+    # At the end of the third file: the fourth alone. In its middle: the third, too.
+    one, two, last = reads(marks[17]), reads(marks[16]), reads(marks[23])
+    a_file = two - one
+    assert one < two < every
+    assert every > one + 2 * a_file
+    assert last <= one
+
+
+def test_a_file_without_frames_is_above_nothing() -> None:
+    disk, _journal, _ = two_files()
+    disk.create(f"journal/{9:010}").write(0, [bytes(FILE)])
+    again = opened(disk)
+    assert [again.files_above(number) for number in (0, 6, 8)] == [2, 1, 0]
+
+
+def test_frames_of_one_file_are_read_through_one_handle() -> None:
+    disk, _journal, _ = two_files()
+    again = opened(disk)
+    opens = disk.calls["open"]
+    for number in (1, 2, 3, 7, 8):
+        again.read(number)
+    assert disk.calls["open"] == opens + 2
+
+
+def test_trimmed_frames_are_no_longer_known() -> None:
+    disk, _journal, _ = two_files()
+    again = opened(disk)
+    again.trim(3)
+    with pytest.raises(KeyError):
+        again.read(3)
+    assert again.read(4).head.number == 4
+
+
+def test_a_file_that_was_synced_is_not_synced_again_when_the_next_is_begun() -> None:
+    disk, journal = made()
+    for _ in range(6):
+        append(journal)
+    assert journal.prepare()
+    syncs = disk.calls["sync"]
+    append(journal, wait=False)
+    assert disk.calls["sync"] == syncs
+
+
+def test_the_largest_batch_leaves_its_frame_what_that_needs() -> None:
+    assert batch_bytes_max(FILE) + HEADER_BYTES + FRAME_OVERHEAD == FILE
+
+
 # --- syncs that fail ----------------------------------------------------------------------------
 
 
@@ -348,6 +531,16 @@ def test_a_sync_that_failed_is_never_tried_again(mode: Failure, error: int) -> N
     assert journal.wait(number - 1) is Outcome.SYNCED  # that is known, and stays so
     assert disk.calls["sync"] == syncs
     assert opened(disk.killed()).tail() == number - 1
+
+
+def test_that_a_sync_failed_is_said_aloud(caplog: pytest.LogCaptureFixture) -> None:
+    logging.disable(logging.NOTSET)
+    disk, journal = made()
+    number = append(journal, wait=False)
+    disk.fail("sync", disk.calls["sync"] + 1, errno.EIO)
+    journal.wait(number)
+    [said] = [record.getMessage() for record in caplog.records]
+    assert said == f"sync of {file_names(disk)[-1]} failed: nothing more will be written"
 
 
 # --- files --------------------------------------------------------------------------------------

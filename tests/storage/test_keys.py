@@ -71,6 +71,10 @@ def test_what_was_written_once_is_read() -> None:
     assert Keys.from_wire({}) == Keys()
 
 
+def test_an_empty_index_is_loaded_as_it_was() -> None:
+    assert Keys.from_wire(Keys().to_wire()) == Keys()
+
+
 @pytest.mark.parametrize("order", ["big", "little"])
 def test_offsets_are_little_endian_on_every_machine(
     monkeypatch: pytest.MonkeyPatch, order: str
@@ -85,20 +89,20 @@ def test_offsets_are_little_endian_on_every_machine(
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("wrong", "reason"),
     [
-        [],
-        5,
-        [{}, b"12345678"],
-        [{b"k": 1}, bytes(8)],
-        [{b"k": 0}, b"1234567"],
-        [{b"k": 0, b"l": 1}, bytes(8)],
-        {b"k": -1},
-        {b"k": "1"},
-        [{b"k": "0"}, bytes(8)],
+        ([], "no index of keys"),
+        (5, "no index of keys"),
+        ([{}, b"12345678"], "an index of keys whose slots do not fit"),
+        ([{b"k": 1}, bytes(8)], "an index of keys whose slots do not fit"),
+        ([{b"k": 0}, b"1234567"], "not a multiple"),
+        ([{b"k": 0, b"l": 1}, bytes(8)], "an index of keys whose slots do not fit"),
+        ({b"k": -1}, "no offset: "),
+        ({b"k": "1"}, "interpreted as an integer|an integer is required"),
+        ([{b"k": "0"}, bytes(8)], "str"),
     ],
 )
-def test_what_is_no_index_is_not_loaded(wrong: object) -> None:
+def test_what_is_no_index_is_not_loaded(wrong: object, reason: str) -> None:
     raw = msgspec.msgpack.encode([wrong])
-    with pytest.raises(msgspec.ValidationError):
+    with pytest.raises(msgspec.ValidationError, match=reason):
         msgspec.msgpack.decode(raw, type=tuple[Keys], dec_hook=keys.dec_hook)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlog.files import PAGE, Disk
+from rlog.index import Index
 from rlog.log import RESERVE_MIN, Chunk, Handles, LogFiles
 from rlog.segment import Damage, Extent, Place, path
 from rlog_client.batch import HEADER_BYTES, check_body, hole, parse_header
@@ -17,6 +18,7 @@ from tests.storage.build import batch_of, flip
 from tests.storage.simdisk import SimDisk
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 ROLL = 1 << 20
@@ -585,3 +587,78 @@ def test_a_batch_is_not_read_beyond_the_length_that_its_segment_has() -> None:
     assert chunk.next == 2
     found = laid.files.read(short, at, 2, 1, wait=True)
     assert found == Damage(at, 2, 4, "a batch that reaches beyond the segment")
+
+
+# --- promise 10: an index is a hint -------------------------------------------------------------
+
+
+def answers(laid: Laid) -> list[object]:
+    """Where each offset is found, and each time."""
+    offsets = range(laid.base, laid.extent.end, 3)
+    found: list[object] = [laid.files.find(laid.extent, offset) for offset in offsets]
+    chunks = [laid.read(offset) for offset in offsets]
+    found += [(type(each), each.position if each is not None else None) for each in chunks]
+    return found + [laid.files.find_time(laid.extent, 100 * n - 50) for n in range(12)]
+
+
+def changed(number: int, *, long: bool) -> Iterator[int]:
+    """Every byte of a number of 64 bits: zeroed, full, a bit flipped; or all other values."""
+    raw = number.to_bytes(8, "little")
+    for at in range(8):
+        values = range(256) if long else {0, 0xFF, raw[at] ^ 1, raw[at] ^ 0x80}
+        for byte in values:
+            if byte != raw[at]:
+                yield int.from_bytes(raw[:at] + bytes([byte]) + raw[at + 1 :], "little")
+
+
+@pytest.mark.parametrize("part", ["_offsets", "_positions", "end", "position"])
+@pytest.mark.parametrize("damaged", [False, True])
+def test_whatever_byte_of_an_index_is_another_the_answers_are_the_same(
+    part: str, damaged: bool, long: bool, record_property: Callable[[str, object], None]
+) -> None:
+    laid = Laid([20_000] * 10)  # four entries
+    if damaged:
+        laid.damage(laid.places[6].position + 9)
+    wanted = answers(laid)
+    [index] = laid.files._indexes.values()
+    whole = {name: getattr(index, name) for name in ("_offsets", "_positions", "_times")}
+    end, position, count = index.end, index.position, 0
+    assert len(whole["_offsets"]) >= 4
+    numbers = whole.get(part) or [getattr(index, part)]
+    for entry, number in enumerate(numbers):
+        for wrong in changed(number, long=long):
+            again = Index(laid.base)
+            again._offsets, again._positions, again._times = (list(each) for each in whole.values())
+            again.end, again.position = end, position
+            if part in whole:
+                getattr(again, part)[entry] = wrong
+            else:
+                setattr(again, part, wrong)
+            laid.files._indexes[laid.base, 0] = again
+            assert answers(laid) == wanted, (part, entry, wrong)
+            count += 1
+    record_property("indexes with one byte changed", count)
+
+
+def test_without_an_index_or_with_one_of_a_shorter_log_the_answers_are_the_same() -> None:
+    laid = Laid([20_000] * 4)
+    answers(laid)
+    stale = laid.files._indexes[laid.base, 0]
+    for _ in range(6):
+        laid.append(20_000)
+    laid.files._indexes.clear()
+    wanted = answers(laid)
+    laid.files._indexes.clear()
+    assert answers(laid) == wanted
+    laid.files._indexes[laid.base, 0] = stale
+    assert answers(laid) == wanted
+
+
+def test_an_index_of_another_segment_changes_no_answer() -> None:
+    laid, other = Laid([20_000] * 10), Laid([7_000] * 30)
+    wanted = answers(laid)
+    answers(other)
+    index = other.files._indexes[laid.base, 0]
+    index._times = [-1] * len(index._times)
+    laid.files._indexes[laid.base, 0] = index
+    assert answers(laid) == wanted

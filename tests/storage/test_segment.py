@@ -162,6 +162,7 @@ def test_a_header_forged_in_a_body_is_never_taken_for_a_batch(name: str, flipped
     assert all(each in whole for each in found if isinstance(each, Found))
     assert covered(found, extent)
     assert sound(found) == [100, 124]
+    assert found[-1] == walked(data, extent)[-1]
 
 
 def test_a_header_forged_in_the_last_body_of_another_log_is_never_taken_for_a_batch() -> None:
