@@ -986,6 +986,8 @@ class Connection:
 
     def _judge(self, length: int, kind: int, flags: int, control_bytes: int, request: int) -> None:
         """Refuse a message by its header alone, before anything is allocated for it."""
+        if not self.greeted and (kind not in _GREETING or flags or length > HELLO_BYTES_MAX):
+            raise ProtocolError("what came first is no greeting of this protocol")
         if kind not in self._decoders:
             raise ProtocolError(f"message kind {kind} is not known here")
         if flags:
@@ -993,8 +995,6 @@ class Connection:
         if control_bytes > min(length, CONTROL_BYTES_MAX):
             raise ProtocolError(f"control of {control_bytes} bytes in a message of {length}")
         payload_bytes = length - control_bytes
-        if not self.greeted and (kind not in _GREETING or length > HELLO_BYTES_MAX):
-            raise ProtocolError("the first message is not a greeting of this protocol")
         if payload_bytes and kind not in _WITH_PAYLOAD:
             raise ProtocolError(f"message kind {kind} has no payload")
         limit = (

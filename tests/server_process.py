@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 RLOG: Final = str(Path(sys.executable).with_name("rlog"))
 SMALL_JOURNAL: Final = ("--journal-file-size", "1MiB")
-START_SECONDS: Final = 30.0
+START_SECONDS: Final = 120.0  # only to find out that it hangs
 STOP_SECONDS: Final = 30.0
 _SERVING: Final = re.compile(r"serving .* at (rlog\S*?)(?:,| after)")
 
