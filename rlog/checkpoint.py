@@ -112,7 +112,7 @@ def salvaged(raw: bytes) -> Checkpoint | None:
     """What one says whose CRC is wrong, if it unpacks: to be shown, not believed."""
     try:
         return _decoder.decode(memoryview(raw)[_HEAD_BYTES:])
-    except (msgspec.MsgspecError, ValueError):
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
 
 

@@ -181,7 +181,7 @@ def _plan(files: Patient, left_over: list[str], now_ns: int) -> Plan:
         level = max(level, Level.TAIL if hole.base >= ends.get(log.id, OFFSET_MAX) else Level.LOSS)
         losses.append(Finding(True, "lost", file, None, log.name, hole.base, hole.end))
     point = Checkpoint(
-        base.journal if base else journal_id(files),
+        base.journal if base else journal_id(files) or now_ns,
         base.file_bytes if base else _file_bytes(files),
         max(_numbers(files)) + 1,
         0,
@@ -217,7 +217,7 @@ def _numbers(files: Patient) -> Iterator[int]:
     yield 0
     for name in checkpoints.names(files):
         number = name.rpartition("-")[2]
-        if number.isdecimal():
+        if number.isdecimal() and int(number) < OFFSET_MAX:
             yield int(number)
     for seen in heads(files, journal_id(files), OFFSET_MAX):
         yield max(seen.head.number, seen.head.synced)

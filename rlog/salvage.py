@@ -353,20 +353,14 @@ class Salvage:
         self.ends = self.ends or {log.id: log.end for log in self.state.logs.values()}
 
     def _unpack(self, gap: Gap) -> Iterator[str]:
-        """What still unpacks in a gap, in words. Batches prove themselves, and are kept.
-
-        Only right behind the frame before: what stands anywhere else may have been given up.
-        """
-        if gap.before is not None:
-            name, position = gap.before.file, gap.before.end
-        elif gap.after is not None:
-            name, position = gap.after.file, 0
-        else:
+        """What still unpacks in a gap, in words. Batches prove themselves, and are kept."""
+        if (place := self._place_of(gap)) is None:
             return
-        read, size = self._files.reader(name), self._files.open(name).size()
+        name, position, end = place
+        read = self._files.reader(name)
         for _ in range(gap.last - gap.first + 1):
             claimed = frame.peek(read(position, frame.HEAD_BYTES))
-            if claimed is None or position + claimed[0] > size:
+            if claimed is None or position + claimed[0] > end:
                 return
             length, facts_bytes = claimed
             said = []
@@ -378,6 +372,29 @@ class Salvage:
             for batch in of_frame(read, position, facts_bytes, said):
                 self._loose.put(batch)
             position += frame.padded(length)
+
+    def _place_of(self, gap: Gap) -> tuple[str, int, int] | None:
+        """Where frames of a gap stand for sure, one behind the other: file, position, end.
+
+        Every start begins a file. So what stands before a frame in its file is of its life; what
+        stands behind one is so if no later file was begun: else a crash may have left it there.
+        """
+        before, after = gap.before, gap.after
+        if after is not None and (before is None or before.file != after.file):
+            return after.file, 0, after.position
+        if before is None:
+            return None
+        size = self._files.open(before.file).size()
+        if after is not None:
+            return before.file, before.end, after.position
+        later = [
+            name
+            for name in file_names(self._files)
+            if name > before.file and any(self._files.open(name).read(0, PAGE))
+        ]
+        if not later:
+            return before.file, before.end, size
+        return (later[0], 0, self._files.open(later[0]).size()) if len(later) == 1 else None
 
     def _words(self, fact: facts.Fact) -> str:
         if not isinstance(fact, facts.Appended):

@@ -69,6 +69,9 @@ def repair(
     files = Disk(directory)
     if not is_data_directory(files) and "logs" not in files.names(""):
         raise Stopped(Exit.NOT_FOUND, f"{directory} is no data directory: it has no journal")
+    if not dry_run and (owner := os.stat(directory).st_uid) != os.geteuid():
+        # Its files would be ours, and the server could not open them.
+        raise Stopped(Exit.ERROR, f"{directory} belongs to user id {owner}: repair it as that user")
     allowed = Level.LOSS if accept_loss else Level.TAIL if truncate_tail else Level.NOTHING
     with held(directory, "repair") if dry_run else _ours(directory):
         plan = make_plan(files, time.time_ns())

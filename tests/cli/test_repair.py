@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from typing import TYPE_CHECKING, NamedTuple
@@ -202,6 +203,18 @@ def test_a_directory_that_is_in_use_is_refused(
     finally:
         lock.release()
     assert tree.state() == before
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+def test_files_that_the_server_could_not_open_are_not_made(
+    tree: Tree, capfd: pytest.CaptureFixture[str]
+) -> None:
+    os.chown(tree.root, 12345, -1)
+    before = tree.state()
+    code, _, err = run(capfd, "repair", str(tree.root))
+    assert (code, "belongs to user id 12345" in err) == (1, True)
+    assert tree.state() == before
+    assert run(capfd, "repair", "--dry-run", str(tree.root))[0] == 0
 
 
 def test_what_is_no_data_directory_is_not_made_one(
