@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
+
+from tests.report import PLANTED, Planted
 
 from .telling import Done, Recovered
 from .test_failed_sync import fail_a_sync
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from tests.report import RecordProperty
 
     from .plan import FileSystem
     from .trial import Trial
@@ -48,13 +53,15 @@ def cut(trial: Trial, mutant: str) -> None:
 def test_a_rule_switched_off_is_seen(
     begin_trial: Callable[[FileSystem], Trial],
     mutant: str,
-    record_property: Callable[[str, object], None],
+    record_property: RecordProperty,
 ) -> None:
+    began = time.monotonic()
     trial = begin_trial("ext4")
     while not trial.judge.wrong and trial.judge.counts["power cuts"] < _CUTS_MAX:
         cut(trial, mutant)
         if not trial.judge.wrong:
             trial.boot(until=(Recovered,), mutants=(mutant,))
-    record_property(f"cuts until it was seen: {mutant}", trial.judge.counts["power cuts"])
-    print(f"{mutant}: {dict(trial.judge.counts)}: {trial.judge.wrong[:1]}")
-    assert trial.judge.wrong
+    caught = str(trial.judge.wrong[0]) if trial.judge.wrong else ""
+    seconds = round(time.monotonic() - began, 1)
+    record_property(PLANTED, Planted(mutant, "U, power cut", caught, seconds)._asdict())
+    assert caught
