@@ -48,7 +48,7 @@ STAGES: Final = (
     Stage("storage", "S", "3-11, 18, 25", ("tests/storage",)),
     Stage("schedules", "T", "12-19", ("tests/schedules", "tests/shared")),
     Stage("kills", "X", "1-3, 14, 16, 17", ("tests/e2e/test_kill.py",)),
-    Stage("chain", "X", "13, 17-19", ("tests/e2e/test_chain.py",)),
+    Stage("chain", "X", "13, 17-19", ("tests/e2e/test_chain.py", "tests/e2e/test_once.py")),
     Stage("members", "X", "16, 19", ("tests/e2e/test_sharing.py",), 1),
     Stage("databases", "X", "16, 17, 19", ("tests/sql",)),
     Stage("network", "X", "16, 20, 21, 23", ("tests/net",), 1),

@@ -354,6 +354,18 @@ def test_what_a_protected_consumer_goes_back_to_while_it_is_compacted_stays() ->
     assert sorted(twins.records("a")) == [0, 1, 2, 3, 4]
 
 
+def test_a_table_is_for_its_owner_alone_and_of_its_log() -> None:
+    tables, owner = Tables(), object()
+    table = tables.begin(owner, 1, 5)
+    assert tables.get(owner, 1, table.number) is table
+    assert tables.get(object(), 1, table.number) is None
+    assert tables.get(owner, 2, table.number) is None
+    tables.end(object(), table.number)
+    assert tables.get(owner, 1, table.number) is table
+    tables.end(owner, table.number)
+    assert tables.get(owner, 1, table.number) is None
+
+
 def test_the_active_segment_and_what_is_not_synced_are_let_be() -> None:
     twins = Twins(sync="periodic:100s")
     for _ in range(4):
