@@ -16,6 +16,7 @@ from rlog.compaction import Compactor, due
 from rlog.decisions import protected_end
 from rlog.log import Chunk
 from rlog.segment import parse_name, path
+from rlog.shared import Member, Shared
 from rlog.subscription import Subscription
 from rlog.tables import Tables
 from rlog_client import batch, protocol
@@ -294,6 +295,16 @@ def test_parked_records_and_those_in_hand_stay() -> None:
     cursor.committed, cursor.begun = 3, 5
     twins.server.compact()
     assert sorted(twins.records("a")) == [1, 3, 4, 6, 7]
+
+
+def test_what_members_have_in_hand_since_before_a_start_stays() -> None:
+    twins = Twins()
+    twins.put(b"a", b"a", b"a", b"a", b"a", b"a", size=600)
+    twins.put(b"a", b"b", size=1500)
+    member = Member(b"token", "m", 0, begun=[1, 4])
+    twins.log.cursors["s"] = state.Cursor(0, 1, shared=Shared(members={1: member}))
+    twins.server.compact()
+    assert sorted(twins.records("a")) == [1, 4, 6, 7]
 
 
 def test_what_was_sent_to_a_consumer_and_may_still_be_parked_stays() -> None:
