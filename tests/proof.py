@@ -51,7 +51,7 @@ STAGES: Final = (
     Stage("kills", "X", "1-3, 14, 16, 17", ("tests/e2e/test_kill.py",)),
     Stage("faults", "X", "1, 6, 8, 11, 12, 15, 20, 21, 23, 24", ("tests/faults",)),
     Stage("fuzz", "F", "22", ("tests/fuzz",)),
-    Stage("chain", "X", "13, 17-19", ("tests/e2e/test_chain.py",)),
+    Stage("chain", "X", "13, 17-19", ("tests/e2e/test_chain.py", "tests/e2e/test_once.py")),
     Stage("members", "X", "16, 19", ("tests/e2e/test_sharing.py",), 1),
     Stage("databases", "X", "16, 17, 19", ("tests/sql",)),
     Stage("network", "X", "16, 20, 21, 23", ("tests/net",), 1),

@@ -484,3 +484,13 @@ def test_an_append_to_a_log_that_is_not_there_is_not_found() -> None:
     request = world.ask(client, Append(9), bytes(80), b"")
     world.pump()
     assert code(client.answers[request]) == errors.NotFound.code
+
+
+def test_the_keys_of_a_batch_count_twice_where_they_are_indexed() -> None:
+    """They stand in the facts as well, and all of it has to fit into one frame."""
+    plain, indexed = World(), World(key_index=True)
+    keys = [bytes(plain.books.batch_bytes_max * 2 // 3)]
+    assert isinstance(plain.send(plain.client("a"), [b"v"], keys), protocol.Appended)
+    refused = indexed.send(indexed.client("a"), [b"v"], keys)
+    assert code(refused) == errors.TooLarge.code
+    assert indexed.log.end == 0

@@ -17,6 +17,7 @@ from rlog.decisions import protected_end
 from rlog.keys import Keys
 from rlog.log import Chunk
 from rlog.segment import parse_name, path
+from rlog.shared import Member, Shared
 from rlog.subscription import Subscription
 from rlog.tables import Tables
 from rlog_client import batch, protocol
@@ -297,6 +298,16 @@ def test_parked_records_and_those_in_hand_stay() -> None:
     assert sorted(twins.records("a")) == [1, 3, 4, 6, 7]
 
 
+def test_what_members_have_in_hand_since_before_a_start_stays() -> None:
+    twins = Twins()
+    twins.put(b"a", b"a", b"a", b"a", b"a", b"a", size=600)
+    twins.put(b"a", b"b", size=1500)
+    member = Member(b"token", "m", 0, begun=[1, 4])
+    twins.log.cursors["s"] = state.Cursor(0, 1, shared=Shared(members={1: member}))
+    twins.server.compact()
+    assert sorted(twins.records("a")) == [1, 4, 6, 7]
+
+
 def test_what_was_sent_to_a_consumer_and_may_still_be_parked_stays() -> None:
     twins = Twins()
     twins.put(b"a", b"a", b"a", b"a", b"a", b"a", size=600)
@@ -353,6 +364,18 @@ def test_what_a_protected_consumer_goes_back_to_while_it_is_compacted_stays() ->
 
     assert twins.server.compact(go_back) == 1
     assert sorted(twins.records("a")) == [0, 1, 2, 3, 4]
+
+
+def test_a_table_is_for_its_owner_alone_and_of_its_log() -> None:
+    tables, owner = Tables(), object()
+    table = tables.begin(owner, 1, 5)
+    assert tables.get(owner, 1, table.number) is table
+    assert tables.get(object(), 1, table.number) is None
+    assert tables.get(owner, 2, table.number) is None
+    tables.end(object(), table.number)
+    assert tables.get(owner, 1, table.number) is table
+    tables.end(owner, table.number)
+    assert tables.get(owner, 1, table.number) is None
 
 
 def test_the_active_segment_and_what_is_not_synced_are_let_be() -> None:
