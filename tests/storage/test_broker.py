@@ -648,6 +648,21 @@ def test_with_a_log_to_which_time_matters_the_clock_is_watched() -> None:
     assert server.driver.broker.books.state.doubted == {1: 1}
 
 
+def test_a_machine_that_slept_is_no_clock_that_jumped() -> None:
+    """The time since its boot goes on, the monotonic clock does not."""
+    server = Server(SimDisk())
+    server.create("aged", max_file_age=3600.0)
+    broker = server.driver.broker
+    difference_ns = broker.books.state.difference_ns
+    assert difference_ns is not None
+    for hours, uptime_ns in ((5, server.clock.now * 1e9 + 5 * 3600e9), (9, None)):
+        ask(server, protocol.Append(1))
+        now_ns = difference_ns + round(server.clock.now * 1e9) + hours * 3600 * 10**9
+        uptime = None if uptime_ns is None else round(uptime_ns)
+        broker.decide(now_ns, now=server.clock.now, uptime_ns=uptime)
+        assert (broker.books.state.doubted is None) is (uptime is not None)
+
+
 @pytest.mark.parametrize(
     ("boot", "difference_ns"), [("one", 77), ("two", START_NS - 5 * 10**9), ("", START_NS)]
 )
@@ -685,18 +700,20 @@ def test_so_many_bytes_unsynced_make_a_sync_due_at_once() -> None:
     server.driver.finish(flight, server.driver.journal.wait(flight.number))
     assert ends(server, "b") == (3, 3, 3)
     assert due_at(server) is None
-    # The same, of exactly so many.
-    each = 4000 + 4096 - len(produced(4000))
-    for _ in range(2):
-        assert due_at(server) in (None, server.clock.now + 1.0)
-        ask(server, protocol.Append(1), size=each)
-        flight = server.driver.begin()
-    assert flight is not None
-    server.driver.finish(flight, server.driver.journal.wait(flight.number))
     # What was synced counts no more.
     ask(server, protocol.Append(1), size=4000)
     server.driver.begin()
     assert due_at(server) == server.clock.now + 1.0
+
+
+@pytest.mark.parametrize(("less", "seconds"), [(1, 1.0), (0, 0.0)])
+def test_to_the_byte_so_many_unsynced_make_a_sync_due(less: int, seconds: float) -> None:
+    server = serving("bytes:8KiB")
+    half = 4000 + 4096 - len(produced(4000))
+    for size in (half, half - less):
+        ask(server, protocol.Append(1), size=size)
+        server.driver.begin()
+    assert due_at(server) == server.clock.now + seconds
 
 
 def test_the_earliest_of_what_is_due_counts() -> None:

@@ -662,3 +662,16 @@ def test_an_index_of_another_segment_changes_no_answer() -> None:
     index._times = [-1] * len(index._times)
     laid.files._indexes[laid.base, 0] = index
     assert answers(laid) == wanted
+
+
+def test_a_seek_reads_no_more_than_what_lies_behind_the_nearest_entry() -> None:
+    laid = Laid([20_000] * 40)
+    answers(laid)
+    for offset in (1, 41, 79):
+        before = laid.disk.calls["read"]
+        assert laid.files.find(laid.extent, offset) is not None
+        assert laid.disk.calls["read"] == before + 1
+    before = laid.disk.calls["read"]
+    laid.files._indexes.clear()
+    assert laid.files.find(laid.extent, 79) is not None
+    assert laid.disk.calls["read"] > before + 4, "without an index all of it is walked"
