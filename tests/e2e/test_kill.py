@@ -211,7 +211,9 @@ def seeds(count: int) -> list[object]:
 @pytest.mark.patience(400)
 @pytest.mark.parametrize("seed", seeds(20))
 def test_ten_kills_in_a_row_lose_nothing_that_was_acknowledged(
-    make_server: Callable[..., Server], seed: int
+    make_server: Callable[..., Server],
+    seed: int,
+    record_property: Callable[[str, object], None],
 ) -> None:
     chance = random.Random(seed)
     history = History()
@@ -253,7 +255,9 @@ def test_ten_kills_in_a_row_lose_nothing_that_was_acknowledged(
             server.stop()  # with a checkpoint; else the next life finds a journal to replay
         else:
             server.kill()
-    print(dict(history.counts))
+    record_property("kills", LIVES_EACH)
+    record_property("of these at one exact call", history.counts["at the exact moment"])
+    record_property("records acknowledged before a kill", history.counts["acknowledged"])
     assert history.counts["acknowledged"] > 0
     assert history.counts["committed"] > 0
     assert history.counts["at the exact moment"] > 0
