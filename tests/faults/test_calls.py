@@ -66,10 +66,14 @@ CALLS: Final = {
 
 
 class Life(NamedTuple):
-    """``struck``: the call that failed, if the server ever made it. ``served``: whether it did."""
+    """``struck``: the call that failed, if the server ever made it. ``served``: whether it did.
+
+    ``unknown``: answers that what was asked for may be done or not.
+    """
 
     struck: Call | None
     served: bool
+    unknown: int
 
 
 def ends_writing(call: Call) -> bool:
@@ -119,7 +123,7 @@ def suffer(data_dir: Path, ledger: Ledger, *faults: Fault) -> Life:
         assert not wrong, (struck, wrong[:10], server.log())
         assert client.log("new", create=True).append(b"goes on") == 0
         assert server.stop() == 0, server.log()
-    return Life(struck, served)
+    return Life(struck, served, ledger.counts["OutcomeUnknown"] + ledger.counts["unknown"])
 
 
 def _says_why(refused: NotStarted) -> bool:
@@ -212,6 +216,8 @@ def test_whatever_call_fails_nothing_acknowledged_is_lost_and_no_sync_is_retried
     struck = [life for life in lives if life.struck is not None]
     # Not every k-th call is ever made, but most are.
     assert len(struck) > len(lives) // 3, lives
+    if long and call == "fdatasync":
+        assert any(life.unknown for life in struck), "what was pending was not told"
     record_property("system calls failed", len(struck))
     record_property("of these while the server started", sum(not life.served for life in struck))
 

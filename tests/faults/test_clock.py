@@ -28,6 +28,7 @@ HOUR: Final = 3600.0
 ROUNDS: Final = 20  # of requests, in which what should not happen has its chance
 
 
+@pytest.mark.patience(300)
 @pytest.mark.skipif(not FAKETIME.exists(), reason="there is no libfaketime: scripts/tools install")
 @pytest.mark.parametrize(
     "jumps",

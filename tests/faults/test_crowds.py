@@ -30,9 +30,12 @@ if TYPE_CHECKING:
 
     from tests.server_process import ServerProcess
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("prlimit") is None, reason="there is no `prlimit` here: scripts/tools install"
-)
+pytestmark = [
+    pytest.mark.patience(300),
+    pytest.mark.skipif(
+        shutil.which("prlimit") is None, reason="there is no `prlimit` here: scripts/tools install"
+    ),
+]
 
 MIB: Final = 1 << 20
 BATCH_BYTES: Final = 1 * MIB  # the largest that this server takes
