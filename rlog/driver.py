@@ -105,8 +105,8 @@ class Driver:
         self._again_at = 0.0  # not before then is space for a journal file tried for again,
         self._checkpoint_again_at = 0.0  # and for a checkpoint
         self.upkeep = False  # one of its jobs runs beside the work, says whoever runs it
-        self._reserved = True  # a checkpoint has its space, until that is found to be wrong
-        self._reserve_again_at = 0.0  # when that is seen to
+        # Whether a checkpoint has its space, whatever else has none; None: not looked at yet.
+        self._reserved: bool | None = None
         self._flying = False  # a flight was begun and is not finished
         self._pending = self._marks[-1]  # the number of a checkpoint under way
         if len(self._marks) == 2:
@@ -150,11 +150,14 @@ class Driver:
 
     @property
     def held(self) -> bool:
-        """Nothing is decided now: the journal is full, and what is under way may change that.
+        """Nothing is decided now: there is no space, and what is under way may change that.
 
-        So commits on a full disk come late rather than to nothing.
+        So what comes on a full disk is served late rather than refused.
         """
-        return self.broker.books.stuck is not None and (self.upkeep or self._one_frame_short)
+        stuck = self.broker.books.stuck is not None
+        if self.upkeep:
+            return stuck or self._reserved is False
+        return stuck and self._one_frame_short
 
     @property
     def _one_frame_short(self) -> bool:
@@ -276,11 +279,15 @@ class Driver:
         largest = min(journal.file_bytes, self.broker.batch_bytes_max + FRAME_BYTES_GOAL)
         ample = max(2 * largest, journal.file_bytes // 8)
         if not journal.spare and journal.room < ample and self._clock() >= self._again_at:
-            self._note_spare(attempt(journal.prepare))
+            self.prepared(attempt(journal.prepare))
+        if self._reserved is False and not self.upkeep:
+            failed = attempt(self._keep_reserve)
+            if isinstance(failed, OSError):
+                self._fail(f"no space can be kept for a checkpoint: {failed}", None)
         books.full = None
         if not journal.spare and journal.room < ample:
             books.full = NO_FILE
-        elif not self._reserved:
+        elif self._reserved is False:
             books.full = NO_RESERVE
         if books.full is None or journal.spare:
             return min(FRAME_BYTES_GOAL, journal.file_bytes // 2)
@@ -289,10 +296,8 @@ class Driver:
     @property
     def spare_wanted(self) -> bool:
         """``prepare`` has something to do, which may be done beside the work."""
-        now = self._clock()
-        spare = not self.journal.spare and now >= self._again_at
-        reserve = now >= self._reserve_again_at
-        return self.broker.books.failed is None and (spare or reserve)
+        spare = not self.journal.spare and self._clock() >= self._again_at
+        return self.broker.books.failed is None and (spare or self._reserved is None)
 
     def prepare(self) -> bool:
         """Have what a full disk needs: the next journal file, and what a checkpoint may use up.
@@ -303,19 +308,13 @@ class Driver:
         self._keep_reserve()
         return ready
 
-    def _keep_reserve(self) -> None:
+    def _keep_reserve(self) -> bool:
         size = min(RESERVE_BYTES_MAX, self.journal.file_bytes // 4)
         self._reserved = checkpoints.keep_reserve(self._files, size)
+        return self._reserved
 
     def prepared(self, result: bool | OSError) -> None:
         """How ``prepare`` ended."""
-        self._note_reserve()
-        self._note_spare(result)
-
-    def _note_reserve(self) -> None:
-        self._reserve_again_at = _NEVER if self._reserved else self._clock() + AGAIN_SECONDS
-
-    def _note_spare(self, result: bool | OSError) -> None:
         if isinstance(result, OSError):
             self._fail(f"the next journal file cannot be made: {result}", None)
         elif result:
@@ -433,7 +432,6 @@ class Driver:
             self._marks = [self._marks[-1], self._pending]
             self.journal.trim(self._marks[0])
             self._again_at = 0.0  # a file that was let go needs no space
-            self._note_reserve()
         else:
             logger.warning("no space for a checkpoint: the journal grows until there is")
             self._checkpoint_again_at = self._clock() + AGAIN_SECONDS

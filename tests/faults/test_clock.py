@@ -25,11 +25,18 @@ FAKETIME: Final = next(
 )
 YEARS_NS: Final = 3653 * 86_400 * 10**9
 HOUR: Final = 3600.0
-ROUNDS: Final = 50  # of requests, in which what should not happen has its chance
+ROUNDS: Final = 20  # of requests, in which what should not happen has its chance
 
 
+@pytest.mark.patience(300)
 @pytest.mark.skipif(not FAKETIME.exists(), reason="there is no libfaketime: scripts/tools install")
-@pytest.mark.parametrize("jumps", [("+3653d", "+0"), ("-3653d", "+0"), ("+3653d", "-3653d")])
+@pytest.mark.parametrize(
+    "jumps",
+    [
+        pytest.param(("+3653d", "-3653d"), id="there and back"),
+        pytest.param(("-3653d", "+3653d"), id="back and there", marks=pytest.mark.slow),
+    ],
+)
 def test_a_jump_of_ten_years_changes_timestamps_only(
     start_server: Callable[..., ServerProcess], data_dir: Path, jumps: tuple[str, str]
 ) -> None:

@@ -30,9 +30,12 @@ if TYPE_CHECKING:
 
     from tests.server_process import ServerProcess
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("prlimit") is None, reason="there is no `prlimit` here: scripts/tools install"
-)
+pytestmark = [
+    pytest.mark.patience(300),
+    pytest.mark.skipif(
+        shutil.which("prlimit") is None, reason="there is no `prlimit` here: scripts/tools install"
+    ),
+]
 
 MIB: Final = 1 << 20
 BATCH_BYTES: Final = 1 * MIB  # the largest that this server takes
@@ -161,7 +164,6 @@ def test_memory_is_what_the_caps_allow_and_good_clients_are_served(
     assert server.stop() == 0, server.log()
     assert "MemoryError" not in server.log(), server.log()
     assert "Traceback" not in server.log(), server.log()
-    print(idle, hostile, space // MIB, peak // MIB)
     record_property("idle clients", idle)
     record_property("hostile clients", hostile)
     record_property("MiB of address space they were allowed", space // MIB)
@@ -189,10 +191,10 @@ def test_whoever_does_not_read_delays_nobody_costs_its_credit_and_is_not_cut_off
             raw.send(protocol.Credit(request, 1 << 20))
             subscriptions.append(request)
         before = _peak_bytes(server.pid)
-        for number in range(100, 300):
+        for number in range(100, 200):
             flood.append(payload("flood", number, 100_000))
             good.work()
-        # A credit of 1 MiB each, and the batch that went beyond: not the 30 MB that came since.
+        # A credit of 1 MiB each, and the batch that went beyond: not the 10 MB that came since.
         assert _peak_bytes(server.pid) - before < 50 * 3 * MIB
         good.check()
         # Late as they are, they get what they have credit for, from where they stood; and more.

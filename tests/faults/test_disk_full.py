@@ -51,13 +51,11 @@ class Customer:
     """One client of a server whose disk is full at times."""
 
     def __init__(self, client: rlog.Client, ledger: Ledger, life: int) -> None:
-        self.client = client
         self.log = client.log("filled", create=True, file_roll_size=1 << 20)
         self.beside = client.log("beside", create=True, file_roll_size=64 << 10)
         self.ledger = ledger
         self._life = life
         self._number = 0
-        self.asked = 0
 
     def append(self, log: rlog.Log, size: int) -> bool:
         """Whether there was space."""

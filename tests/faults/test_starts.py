@@ -40,7 +40,7 @@ def test_of_racing_starts_one_serves_and_the_others_say_who_has_it_and_touch_not
     work.go_on(200)
     assert work.end() == []
     server.kill()  # so that there is something to recover, which no two may do
-    count = 100 if long else 6
+    count = 100 if long else 4
     listen = [f"unix:{data_dir.with_name(f'{n}.sock')}" for n in range(count)]
     said = [data_dir.with_name(f"{n}.log") for n in range(count)]
     with contextlib.ExitStack() as stack:

@@ -55,7 +55,7 @@ def test_an_owner_that_was_stopped_and_replaced_gets_nothing_more_into_the_log(
 ) -> None:
     chance = random.Random(seed)
     server = start_server(data_dir)
-    rounds = 50 if long else 3
+    rounds = 50 if long else 2
     with rlog.connect(server.url, timeout=60.0) as client:
         for number in range(rounds):
             log = client.log(f"l{number}", create=True)
@@ -106,7 +106,7 @@ def test_a_server_that_was_stopped_again_and_again_goes_on_as_if_nothing_had_bee
     server = start_server(data_dir, "--journal-file-size", "128KiB")
     work = Work(server.url, ledger, 0)
     work.begin()
-    stops = 100 if long else 10
+    stops = 100 if long else 5
     for _ in range(stops):
         with stopped(server.pid):
             time.sleep(chance.choice((0.0, 0.01, 0.3)))

@@ -333,17 +333,23 @@ def test_appends_leave_a_checkpoint_its_space_and_resume_when_it_has_it_again() 
     server = serving("always", pages=16)
     late = Late(server)
     server.disk.unlink("reserve")
-    server.disk.free = 3
-    server.driver._reserve_again_at = 0.0
-    server.driver.prepared(drivers.attempt(server.driver.prepare))
+    server.disk.free = 3  # not the four that a checkpoint is to have
+    assert server.driver._keep_reserve() is False
     assert code(late.ask(protocol.Append(1))) == errors.DiskFull.code
     assert isinstance(late.ask(protocol.Claim(1, "c", model.OLDEST, b"t" * 16)), protocol.Claimed)
-    wanted = [server.driver.spare_wanted]
     server.disk.free = 100
-    server.clock.now += drivers.AGAIN_SECONDS
-    assert [*wanted, server.driver.spare_wanted] == [False, True]
-    server.driver.prepared(drivers.attempt(server.driver.prepare))
-    assert isinstance(late.ask(protocol.Append(1)), protocol.Appended)
+    assert isinstance(late.ask(protocol.Append(1)), protocol.Appended), "at once"
+    assert "reserve" in server.disk.names("")
+
+
+def test_space_for_a_checkpoint_that_cannot_be_kept_for_another_reason_ends_writing() -> None:
+    server = serving("always", pages=16)
+    late = Late(server)
+    server.disk.unlink("reserve")
+    server.driver._reserved = False
+    server.disk.fail("allocate", server.disk.calls["allocate"] + 1)
+    assert code(late.ask(protocol.Append(1))) == errors.StorageFailed.code
+    assert "no space can be kept for a checkpoint" in str(server.failed)
 
 
 def test_space_is_not_asked_for_more_often_than_every_now_and_then() -> None:
@@ -355,6 +361,7 @@ def test_space_is_not_asked_for_more_often_than_every_now_and_then() -> None:
     creates = server.disk.calls["create"] + server.disk.calls["allocate"]
     driver = server.driver
     if not driver.journal.spare and driver.broker.books.full is not None:
+        driver._reserved = True  # that is asked for as often as appends are
         driver.prepared(False)
         assert not driver.spare_wanted
         together(server, protocol.CommitCursor(1, "c", 1, 1))
@@ -371,7 +378,7 @@ def test_the_next_file_can_be_made_beside_the_work() -> None:
     driver = server.driver
     driver.journal._spare = False
     assert driver.spare_wanted
-    driver.prepared(drivers.attempt(driver.journal.prepare))
+    driver.prepared(drivers.attempt(driver.prepare))
     assert driver.journal.spare
     driver.journal._spare = False
     driver.prepared(False)
