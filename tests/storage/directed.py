@@ -12,7 +12,8 @@ trial of its own:
 - *A frame of a recycled file is accepted.* Its number is at or below the older checkpoint's, and
   the chain takes only the next number that names the CRC before it: two rules, either of which is
   enough, so only both together are switched off as one mutant. What a file's first page decides
-  (whether the files before it matter) is the mutant of the page that is not zeroed.
+  (whether the files before it matter) is the mutant of the page that is not zeroed, again with a
+  second rule: that it fits what the files before it begin with.
 - *Going on in the old file after a start* loses no record while the chain and the zero page stand:
   a frame is only ever written over what is no part of the chain. What it loses is the evidence, of
   which quarantine holds a copy, and so the rule itself is what is tried: ``evidence``.

@@ -65,6 +65,10 @@ def _rewritten(edit: Edit) -> Iterator[None]:
 JOURNAL = "rlog.journal:LocalJournal"
 DRIVER = "rlog.driver:Driver"
 
+# What a file begins with has to fit what is before it, or files are not passed over for it. That
+# rule and the zeroed page of a recycled file are each enough: they are switched off together.
+BEGINNINGS_ARE_BELIEVED = Edit(f"{JOURNAL}._scan_all", "highest <= number <=", "number <=")
+
 MUTANTS = (
     Mutant(
         "no directory sync after a journal file got its number",
@@ -90,7 +94,10 @@ MUTANTS = (
     Mutant(
         "the first page of a recycled file is not zeroed",
         "crash",
-        (Edit(f"{JOURNAL}.prepare", "file.write(0, [_ZERO_PAGE])", "pass"),),
+        (
+            Edit(f"{JOURNAL}.prepare", "file.write(0, [_ZERO_PAGE])", "pass"),
+            BEGINNINGS_ARE_BELIEVED,
+        ),
     ),
     Mutant(
         "a zeroed first page is not synced before the file gets its number",
@@ -101,6 +108,7 @@ MUTANTS = (
                 "file.write(0, [_ZERO_PAGE])\n            file.sync()",
                 "file.write(0, [_ZERO_PAGE])",
             ),
+            BEGINNINGS_ARE_BELIEVED,
         ),
     ),
     Mutant(
