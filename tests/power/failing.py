@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from .serving import Server
     from .telling import Event
 
-_LOG: Final = "owned"
+_LOG: Final = "failing"
 _PAGE: Final = 4096
 _JOIN_SECONDS: Final = 20.0  # only to find out that it never fails
 _RESTARTS_MAX: Final = 5

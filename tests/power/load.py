@@ -53,6 +53,7 @@ LOGS: Final[dict[str, rlog.LogOptions]] = {
     "bytes": {"sync": "bytes:64KiB", "file_roll_size": 16 << 10, "max_total_bytes": 256 << 10},
     "never": {"sync": "never", "file_roll_size": _ROLL_BYTES},
     "out": {"sync": "always", "file_roll_size": _ROLL_BYTES},
+    "failing": {"sync": "always", "file_roll_size": _ROLL_BYTES},  # see ``failing``
 }
 SIZES: Final = (24, 24, 200, 1000, 5000, 20_000)  # of a value; a page is 4096
 _BATCH_BYTES: Final = 48 << 10  # so that it fits into a small journal file

@@ -1,7 +1,12 @@
-"""This harness is tried, too: rules that only a real cut can miss are switched off, and it sees."""
+"""This harness is tried, too: rules of the storage are switched off, and a power cut shows it.
+
+Not here: what needs a device that forgets or reorders (tests/storage has that), or a moment that a
+cut in a thousand meets.
+"""
 
 from __future__ import annotations
 
+import re
 import time
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,36 +25,36 @@ if TYPE_CHECKING:
     from .plan import FileSystem
     from .trial import Trial
 
-_CUTS_MAX: Final = 16
+_CUTS_MAX: Final = 30
 
-AT_WORK: Final = (
-    "the journal is never synced",
-    "no directory sync after a journal file got its number",
-    "segments are not synced at a checkpoint",
-)
-UNSYNCED: Final = ("consumers see what is not synced",)
-FAILED: Final = (
-    "recovery reads the page cache",
-    "a sync is tried again after it failed",
-    "after a failed sync writing goes on",
-)
+# By name, and what has to be said of it: that something is wrong for another reason is no catch.
+AT_WORK: Final = {
+    "the journal is never synced": "is lost",
+    "no directory sync after a journal file got its number": "is lost",
+    "segments are not synced at a checkpoint": "damaged",
+}
+UNSYNCED: Final = {"consumers see what is not synced": "is lost"}
+FAILED: Final = {
+    "recovery reads the page cache": "did not start",  # frames that were synced are missing
+    "after a failed sync writing goes on": "goes on writing",
+}
+MUTANTS: Final = AT_WORK | UNSYNCED | FAILED
 
 pytestmark = pytest.mark.slow
 
 
 def cut(trial: Trial, mutant: str) -> None:
-    seconds = trial.chance.uniform(0.3, 1.5)
     if mutant in FAILED:
         fail_a_sync(trial, (mutant,))
-    elif mutant in UNSYNCED:
+        return
+    plan: dict[str, Any] = {"mutants": (mutant,)}
+    if mutant in UNSYNCED:
         # Much is left to be synced: also, the end of a journal file syncs it.
-        plan: dict[str, Any] = {"unsynced": 1.0, "journal_file_size": "4MiB"}
-        trial.boot(until=(Done,), seconds=seconds, mutants=(mutant,), **plan)
-    else:
-        trial.boot(until=(Done,), seconds=seconds, mutants=(mutant,))
+        plan |= {"unsynced": 1.0, "journal_file_size": "4MiB"}
+    trial.boot(until=(Done,), seconds=trial.chance.uniform(0.3, 1.5), **plan)
 
 
-@pytest.mark.parametrize("mutant", AT_WORK + UNSYNCED + FAILED)
+@pytest.mark.parametrize("mutant", MUTANTS)
 def test_a_rule_switched_off_is_seen(
     begin_trial: Callable[[FileSystem], Trial],
     mutant: str,
@@ -61,7 +66,8 @@ def test_a_rule_switched_off_is_seen(
         cut(trial, mutant)
         if not trial.judge.wrong:
             trial.boot(until=(Recovered,), mutants=(mutant,))
-    caught = str(trial.judge.wrong[0]) if trial.judge.wrong else ""
+    about = [each for each in trial.judge.wrong if re.search(MUTANTS[mutant], each)]
     seconds = round(time.monotonic() - began, 1)
+    caught = about[0] if about else ""
     record_property(PLANTED, Planted(mutant, "U, power cut", caught, seconds)._asdict())
-    assert caught
+    assert caught, f"{trial.judge.wrong[:5]}; {trial.said}"

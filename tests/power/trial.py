@@ -19,6 +19,8 @@ WORK_SECONDS: Final = 600.0  # only to find out that it hangs
 class Trial:
     """``told``: the kinds of events of the present boot."""
 
+    said = ""
+
     def __init__(self, machine: Machine, seed: int) -> None:
         self.machine = machine
         self.judge = Judge()
