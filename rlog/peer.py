@@ -375,6 +375,9 @@ class Peer(ABC):
         grant = None
         if control.consumer is not None:
             grant = self.grants.get((control.log, control.consumer))
+            if grant is None and self._books.failed is not None:
+                # What was claimed in the last frame was answered, and did not come into effect.
+                raise StorageFailed(self._books.failed)
             if grant is None:
                 raise Fenced(f"consumer {control.consumer!r} is not held here", epoch=0)
         log = self._books.state.logs.get(control.log)

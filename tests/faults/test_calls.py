@@ -20,9 +20,11 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import pytest
 
 import rlog_client as rlog
+from rlog_client import batch, protocol
 from tests.server_process import NotStarted, ServerProcess, environment
 
 from .injection import Call, Fault, Strace, unavailable
+from .raw import Raw, packed
 from .work import CONSUMER, LATER, LOGS, PLAIN, Ledger, Work, said_ended
 
 if TYPE_CHECKING:
@@ -220,6 +222,30 @@ def test_whatever_call_fails_nothing_acknowledged_is_lost_and_no_sync_is_retried
         assert any(life.unknown for life in struck), "what was pending was not told"
     record_property("system calls failed", len(struck))
     record_property("of these while the server started", sum(not life.served for life in struck))
+
+
+@needs_injection
+def test_a_claim_that_writing_ended_behind_is_told_so_and_not_that_it_was_fenced(
+    start_server: Callable[..., ServerProcess], data_dir: Path
+) -> None:
+    server = start_server(data_dir, *SMALL)
+    body = bytes(batch.encode([b"value"]))
+    segment = "logs/1/00000000000000000000.seg"
+    strace = Strace(
+        data_dir, data_dir.with_name("trace"), Fault("pwritev2", "error=EIO", "1"), paths=[segment]
+    )
+    with Raw(server.url) as raw, strace:
+        log_id = raw.open("l")
+        raw.ask(protocol.Append(log_id), body)
+        strace.attach(server.pid)
+        # In one frame: both are answered, then the layout fails, and the claim is never granted.
+        claim = protocol.Claim(log_id, "c", rlog.OLDEST, bytes(16))
+        asked = [packed(100, protocol.Append(log_id), body), packed(101, claim)]
+        raw.socket.sendall(b"".join(asked))
+        assert isinstance(raw.answer(100), protocol.Appended)
+        assert isinstance(raw.answer(101), protocol.Claimed)
+        with pytest.raises(rlog.StorageFailed):
+            raw.ask(protocol.Subscribe(log_id, rlog.OLDEST, "c"))
 
 
 @needs_injection
