@@ -516,7 +516,10 @@ class ConsumerSteps(SourceSteps):
         self._check()
         self._check_ours(record)
 
-    def _joining(self) -> Steps[None]:
+    def _joining(self, record: Record) -> Steps[None]:
+        last = self._last
+        if last is not None and (last.redriven, last.offset) >= (record.redriven, record.offset):
+            self._last = None  # with autocommit: it would pass this one
         yield from self._begin()
         yield from self._await_sent(0)
 

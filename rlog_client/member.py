@@ -357,7 +357,7 @@ class MemberSteps(ConsumerSteps):
         verdicts.add(record, verdict.appends)
         yield from verdicts.sending()
 
-    def _joining(self) -> Steps[None]:
+    def _joining(self, record: Record) -> Steps[None]:
         if not self._claimed:
             yield from self._begin()
 

@@ -45,8 +45,10 @@ class Participant(Protocol):
     def _check_record(self, record: Record) -> None:
         """Raise what stands in the way of committing ``record``, as far as it is known here."""
 
-    def _joining(self) -> Steps[None]:
-        """Have nothing else in flight, and know where the cursor stands."""
+    def _joining(self, record: Record) -> Steps[None]:
+        """Have nothing else in flight, and know where the cursor stands. ``record`` is committed
+        by the transaction, and not by itself before that.
+        """
 
     def _commitment(self, record: Record, begun: int | None) -> Commitment:
         """``begun``: the offset after the highest record in hand from then on; None: as it is."""
@@ -163,7 +165,7 @@ class TransactionSteps:
             return
         self._transport.check()
         for consumer, record, _begun in self._commits:
-            yield from consumer._joining()
+            yield from consumer._joining(record)
             consumer._check_record(record)
         cached = self._transport.session.transactions.logs
         known = {each.log for each in self._appends} & cached.keys()

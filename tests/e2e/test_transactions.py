@@ -614,6 +614,20 @@ def test_what_was_prefetched_and_what_commits_by_itself_go_on(log: rlog.Log) -> 
     assert log.cursor("c").info().committed == 6
 
 
+@pytest.mark.parametrize("by", ["iteration", "poll"])
+def test_what_commits_by_itself_is_not_committed_before_its_transaction(
+    client: rlog.Client, log: rlog.Log, by: str
+) -> None:
+    log.append_many([b"%d" % number for number in range(3)])
+    with log.consumer("c", block=False, autocommit=True) as consumer:
+        record = next(consumer) if by == "iteration" else consumer.poll()[0]
+        with pytest.raises(rlog.Conflict), client.transaction() as transaction:
+            conflicting(transaction, log, consumer, record)
+        assert log.cursor("c").info().committed == 0, "nothing of it was done"
+        by_hand(client, (log, b"more"), (consumer, record))
+        assert log.cursor("c").info().committed == 1
+
+
 def test_after_a_refused_transaction_all_is_as_before(client: rlog.Client, log: rlog.Log) -> None:
     log.append_many([b"%d" % number for number in range(4)])
     with log.consumer("c") as consumer:

@@ -12,6 +12,7 @@ from rlog import retention, state
 from rlog.subscription import Subscription
 from rlog_client import batch, errors, model, protocol
 from tests.schedules.world import LOG, TEN_YEARS_NS, Client, World, code
+from tests.shared.seat import NAME, Seat
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -436,6 +437,23 @@ def test_a_protected_consumer_that_moves_releases_them() -> None:
     assert "'c'" in str(info(world).retention)
     commit(world, c, 8)
     appended_in_order(world, c, waits)
+    assert 0 < world.log.first <= 8
+
+
+def test_a_protected_consumer_of_many_members_that_moves_releases_them() -> None:
+    world = World(max_total_bytes=TOTAL, blocking_minimum_retention=1.0, protected=[NAME])
+    seat = Seat(world)
+    fill(world, 12)
+    world.sleep(2)
+    taken = len(seat.take())
+    while taken < 12:
+        taken += len(seat.take())
+    client = world.client("producer")
+    waits = world.ask_append(client, [bytes(6000)])
+    world.pump()
+    assert waits not in client.answers
+    seat.commit(*range(8))
+    assert isinstance(client.answers[waits], protocol.Appended)
     assert 0 < world.log.first <= 8
 
 

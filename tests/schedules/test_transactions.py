@@ -422,6 +422,19 @@ def test_of_a_cursor_nothing_is_told_before_what_its_holder_has_waiting_is_decid
     assert a.answers[asked].info.committed == 1  # type: ignore[attr-defined]
 
 
+def test_a_small_one_does_not_overtake_a_large_append_that_waits() -> None:
+    world = world_of()
+    append = full_log(world, "full")
+    a, b = world.client("a"), world.client("b")
+    large = world.ask_transact(a, asking(1, append), LARGE)
+    small = world.ask_transact(b, asking(1, append, client=ID + 1), [b"x"])
+    world.pump()
+    assert (large in a.answers, small in b.answers) == (False, False)
+    world.call(world.client("admin"), protocol.AlterLog(append.log, {"max_total_bytes": None}))
+    world.pump()
+    assert a.answers[large].appends[0][1] == b.answers[small].appends[0][0]  # type: ignore[attr-defined]
+
+
 def test_it_waits_for_the_space_of_all_its_logs_together_no_longer_than_for_one() -> None:
     world = world_of()
     one, two = full_log(world, "one"), full_log(world, "two")

@@ -366,6 +366,18 @@ def test_what_a_protected_consumer_goes_back_to_while_it_is_compacted_stays() ->
     assert sorted(twins.records("a")) == [0, 1, 2, 3, 4]
 
 
+def test_what_was_compacted_goes_behind_a_frame_that_is_synced_and_no_other() -> None:
+    """Until then the fact may count as torn, and it is the old files that are named."""
+    twins = Twins()
+    twins.server.create("c", sync="never")
+    gone: list[str] = []
+    twins.server.driver.broker.books.outdated.append(lambda: gone.append("the old file"))
+    twins.server.batch("c", twins.payload(10))
+    assert not gone
+    twins.put(b"a")
+    assert gone == ["the old file"]
+
+
 def test_a_table_is_for_its_owner_alone_and_of_its_log() -> None:
     tables, owner = Tables(), object()
     table = tables.begin(owner, 1, 5)
