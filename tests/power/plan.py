@@ -15,7 +15,7 @@ class Plan(Struct, frozen=True):
     """One boot. ``seed`` and ``boot`` together give all of its chances; ``boot`` counts from 0.
 
     ``kills``: so many servers are killed under load before the one that the power cut meets.
-    ``mutants``: planted bugs by name (tests/storage/mutants.py).
+    ``mutants``: planted bugs by name (``mutants``).
     ``flush_centiseconds``: how often the kernel writes back what nobody synced; 0: as it likes.
     """
 

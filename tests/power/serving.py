@@ -17,7 +17,9 @@ import rlog.cli
 import rlog.cli.serve
 import rlog.server
 import rlog_client
-from tests.storage.mutants import MUTANTS, planted
+from tests.storage.mutants import planted
+
+from .mutants import BY_NAME
 
 if TYPE_CHECKING:
     from .plan import Plan
@@ -60,9 +62,8 @@ class Server:
         options = ["--journal-file-size", self._plan.journal_file_size]
         try:
             with contextlib.ExitStack() as stack:
-                for mutant in MUTANTS:
-                    if mutant.name in self._plan.mutants:
-                        stack.enter_context(planted(mutant))
+                for name in self._plan.mutants:
+                    stack.enter_context(planted(BY_NAME[name]))
                 os._exit(
                     rlog.cli.main(
                         ["serve", "--data-dir", f"{DISK}/data", "--listen", URL, *options]

@@ -1,7 +1,7 @@
-"""This harness is tried, too: rules of the storage are switched off, and a power cut shows it.
+"""This harness is tried, too: each rule here is switched off, and a power cut shows it.
 
-Not here: what needs a device that forgets or reorders (tests/storage has that), or a moment that a
-cut in a thousand meets.
+Not here: what needs a device that forgets or reorders, or a moment that one cut in a thousand
+meets. Those are for the simulated disk.
 """
 
 from __future__ import annotations
@@ -28,17 +28,19 @@ if TYPE_CHECKING:
 _CUTS_MAX: Final = 30
 
 # By name, and what has to be said of it: that something is wrong for another reason is no catch.
+_LOSS: Final = "is lost|damaged|did not start"
 AT_WORK: Final = {
-    "the journal is never synced": "is lost",
-    "no directory sync after a journal file got its number": "is lost",
-    "segments are not synced at a checkpoint": "damaged",
+    "a sync does nothing": _LOSS,
+    "the sync of a directory does nothing": _LOSS,
+    "segments are not synced at a checkpoint": _LOSS,
 }
 UNSYNCED: Final = {"consumers see what is not synced": "is lost"}
 FAILED: Final = {
-    "recovery reads the page cache": "did not start",  # frames that were synced are missing
+    "the page cache is not dropped": _LOSS,
+    "a sync that failed is taken for done": _LOSS,
     "after a failed sync writing goes on": "goes on writing",
 }
-MUTANTS: Final = AT_WORK | UNSYNCED | FAILED
+SEEN_BY: Final = AT_WORK | UNSYNCED | FAILED
 
 pytestmark = pytest.mark.slow
 
@@ -54,7 +56,7 @@ def cut(trial: Trial, mutant: str) -> None:
     trial.boot(until=(Done,), seconds=trial.chance.uniform(0.3, 1.5), **plan)
 
 
-@pytest.mark.parametrize("mutant", MUTANTS)
+@pytest.mark.parametrize("mutant", SEEN_BY)
 def test_a_rule_switched_off_is_seen(
     begin_trial: Callable[[FileSystem], Trial],
     mutant: str,
@@ -66,7 +68,7 @@ def test_a_rule_switched_off_is_seen(
         cut(trial, mutant)
         if not trial.judge.wrong:
             trial.boot(until=(Recovered,), mutants=(mutant,))
-    about = [each for each in trial.judge.wrong if re.search(MUTANTS[mutant], each)]
+    about = [each for each in trial.judge.wrong if re.search(SEEN_BY[mutant], each)]
     seconds = round(time.monotonic() - began, 1)
     caught = about[0] if about else ""
     record_property(PLANTED, Planted(mutant, "U, power cut", caught, seconds)._asdict())
