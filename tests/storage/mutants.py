@@ -90,15 +90,15 @@ MUTANTS = (
     Mutant(
         "the first page of a recycled file is not zeroed",
         "crash",
-        (Edit(f"{JOURNAL}.prepare", "file.write(0, [_ZERO_PAGE])", "pass"),),
+        (Edit(f"{JOURNAL}._make_spare", "file.write(0, [_ZERO_PAGE])", "pass"),),
     ),
     Mutant(
         "a zeroed first page is not synced before the file gets its number",
         "crash",
         (
             Edit(
-                f"{JOURNAL}.prepare",
-                "file.write(0, [_ZERO_PAGE])\n            file.sync()",
+                f"{JOURNAL}._make_spare",
+                "file.write(0, [_ZERO_PAGE])\n        file.sync()",
                 "file.write(0, [_ZERO_PAGE])",
             ),
         ),
