@@ -132,8 +132,9 @@ def write(files: Files, number: int, raw: bytes, *, remove: bool = True) -> bool
     """
     file = _reserve_temporary(files, len(raw))
     if file is None and RESERVE in files.names(""):
-        files.unlink(RESERVE)
-        file = _reserve_temporary(files, len(raw))
+        # Given up for a moment, its space would be somebody else's.
+        files.rename(RESERVE, _TEMPORARY)
+        file = _allocated(files.open(_TEMPORARY), len(raw))
     if file is None:
         return False
     file.write(0, [raw])
@@ -156,11 +157,23 @@ def _reserve_temporary(files: Files, size: int) -> File | None:
         files.unlink(_TEMPORARY)
     try:
         file = files.create(_TEMPORARY)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return None
+        raise
+    return _allocated(file, size)
+
+
+def _allocated(file: File, size: int) -> File | None:
+    """The file with ``size`` bytes, neither more nor less; None: there is no space for them."""
+    try:
         file.allocate(0, size)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return None
         raise
+    if file.size() > size:
+        file.truncate(size)
     return file
 
 

@@ -396,6 +396,8 @@ class Driver:
             if renamed:
                 directories.append(f"logs/{log_id}")
         self._pending = number
+        if books.full is not None:
+            self._reserved = False  # it may be what this one is made of
 
         def job() -> bool:
             for file in files:

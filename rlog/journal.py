@@ -428,23 +428,35 @@ class LocalJournal:
         False: there is no space. Any other failure is an OSError, and final.
         """
         with self._preparing:
-            if self._spare:
-                return True
-            old = self._recyclable()
-            if old is not None:
-                # With its first page zero and synced, it holds no frame that could be taken for one
-                # of the chain: its first would be, and the others name what went before them.
-                file = self._files.open(old)
-                file.write(0, [_ZERO_PAGE])
-                file.sync()
-                self._files.rename(old, _SPARE)
-            elif self._make_zeroed():
-                self._files.rename(_TEMPORARY, _SPARE)
-            else:
-                return False
-            self._files.sync_directory(DIRECTORY)
-            self._spare = True
-            return True
+            self._check_failed()
+            try:
+                self._spare = self._spare or self._make_spare()
+            except OSError:
+                # Known at once: whoever begins a file beside this syncs the same directory, and
+                # would believe it.
+                self._sync_failed = True
+                raise
+            return self._spare
+
+    def _check_failed(self) -> None:
+        if self._sync_failed:
+            raise OSError(errno.EIO, "the journal failed before")
+
+    def _make_spare(self) -> bool:
+        old = self._recyclable()
+        if old is not None:
+            # With its first page zero and synced, it holds no frame that could be taken for one
+            # of the chain: its first would be, and the others name what went before them.
+            file = self._files.open(old)
+            file.write(0, [_ZERO_PAGE])
+            file.sync()
+            self._files.rename(old, _SPARE)
+        elif self._make_zeroed():
+            self._files.rename(_TEMPORARY, _SPARE)
+        else:
+            return False
+        self._files.sync_directory(DIRECTORY)
+        return True
 
     def _recyclable(self) -> str | None:
         """Take a file that is wholly trimmed out of the books."""
@@ -479,10 +491,11 @@ class LocalJournal:
             raise NoSpace(errno.ENOSPC, "no space for another journal file")
         self._name = f"{DIRECTORY}/{int(self._name[len(DIRECTORY) + 1 :]) + 1:010}"
         with self._preparing:  # else the next spare, made beside this, could take its place first
+            self._check_failed()
             self._files.rename(_SPARE, self._name)
             self._spare = False
-        # Its name is durable before a frame is: a frame in a file without a name is lost.
-        self._files.sync_directory(DIRECTORY)
+            # Its name is durable before a frame is: a frame in a file without a name is lost.
+            self._files.sync_directory(DIRECTORY)
         self._file = self._files.open(self._name)
         self._position = 0
         self._highest[self._name] = 0

@@ -161,7 +161,7 @@ class LogFiles:
             try:
                 self._dirty[place.segment].allocate(have, goal - have)
             except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                if goal == end or error.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise
                 goal = end  # what there is may do for this one
                 self._dirty[place.segment].allocate(have, goal - have)

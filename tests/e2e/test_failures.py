@@ -64,10 +64,11 @@ def test_a_full_disk_refuses_one_append_and_the_next_one_may_succeed(
 ) -> None:
     server = make_server().start("--kill", "allocate:logs:ENOSPC:1")
     with server.connect() as client:
-        log = client.log("l", create=True)
+        # Larger than a file is to be: so nothing more is asked for, and then less.
+        log = client.log("l", create=True, file_roll_size=4096)
         server.signal(signal.SIGUSR1)
         with pytest.raises(rlog.DiskFull) as raised:
-            log.append(b"no space")
+            log.append(bytes(5000))
         assert raised.value.retriable
         assert log.append(b"there is now") == 0
         assert values(log) == [b"there is now"]

@@ -21,6 +21,7 @@ import pytest
 
 import rlog_client as rlog
 from rlog_client import batch, protocol
+from tests.e2e.serving import eventually
 from tests.server_process import NotStarted, ServerProcess, environment
 
 from .injection import Call, Fault, Strace, unavailable
@@ -173,8 +174,15 @@ def _check_refusals(client: rlog.Client) -> None:
 
 
 def _check_use(client: rlog.Client) -> None:
-    log = client.log("scratch", create=True)
-    log.append(b"of use")
+    def of_use() -> bool:
+        try:
+            client.log("scratch", create=True).append(b"of use")
+        except rlog.DiskFull:
+            return False  # not at once, but without a restart
+        return True
+
+    eventually(of_use, "it is of use again")
+    log = client.log("scratch")
     assert [record.value for record in log.reader(rlog.last(1), block=False)] == [b"of use"]
 
 

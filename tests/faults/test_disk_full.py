@@ -98,8 +98,11 @@ class Customer:
                 c.seek(rlog.OLDEST)  # the whole log was handled: begin anew
                 ledger.acknowledged[name] = 0
             ledger.epochs[name] = c.epoch
-            for _ in range(count):
-                assert c.process(handle, limit=1) == 1
+            for number in range(count):
+                try:
+                    assert c.process(handle, limit=1) == 1
+                except rlog.DiskFull as error:
+                    raise AssertionError(f"commit {number} was refused: {error}") from error
             ledger.acknowledged[name] = c.committed
         assert wrong == []
 

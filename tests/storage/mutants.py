@@ -95,7 +95,7 @@ MUTANTS = (
         "the first page of a recycled file is not zeroed",
         "crash",
         (
-            Edit(f"{JOURNAL}.prepare", "file.write(0, [_ZERO_PAGE])", "pass"),
+            Edit(f"{JOURNAL}._make_spare", "file.write(0, [_ZERO_PAGE])", "pass"),
             BEGINNINGS_ARE_BELIEVED,
         ),
     ),
@@ -104,8 +104,8 @@ MUTANTS = (
         "crash",
         (
             Edit(
-                f"{JOURNAL}.prepare",
-                "file.write(0, [_ZERO_PAGE])\n            file.sync()",
+                f"{JOURNAL}._make_spare",
+                "file.write(0, [_ZERO_PAGE])\n        file.sync()",
                 "file.write(0, [_ZERO_PAGE])",
             ),
             BEGINNINGS_ARE_BELIEVED,

@@ -638,6 +638,24 @@ def test_a_spare_made_beside_the_beginning_of_a_file_does_not_take_the_place_of_
     assert numbers(opened(disk)) == list(range(1, 20))
 
 
+@pytest.mark.parametrize("spare", [False, True])
+def test_after_a_failed_sync_of_the_directory_none_is_made_for_the_next_file_either(
+    spare: bool,
+) -> None:
+    disk, journal = made()
+    for _ in range(6):
+        append(journal)
+    disk.fail("sync_directory", disk.calls["sync_directory"] + 1)
+    with pytest.raises(OSError, match="simulated"):
+        journal.prepare()
+    journal._spare = spare  # one that was made before
+    syncs = disk.calls["sync_directory"]
+    with pytest.raises(OSError, match="the journal failed before"):
+        append(journal)
+    assert disk.calls["sync_directory"] == syncs
+    assert journal.wait(journal.tail() + 1) is Outcome.UNKNOWN
+
+
 @pytest.mark.parametrize("free", [0, 1, 3, FILE // PAGE - 1])
 def test_without_space_for_a_file_there_is_none_and_nothing_is_broken(free: int) -> None:
     disk, journal = made()
