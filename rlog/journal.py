@@ -234,7 +234,7 @@ class LocalJournal:
         if names:
             self._name = names[-1]
         for seen in heads:
-            self._highest[seen.file] = max(self._highest.get(seen.file, 0), seen.head.number)
+            self._highest[seen.file] = max(self._highest[seen.file], seen.head.number)
         self._spare = "spare" in self._files.names(DIRECTORY)
         if self._spare and self._files.open(_SPARE).size() != self.file_bytes:
             self._spare = False
@@ -302,10 +302,8 @@ class LocalJournal:
 
     def _look_behind(self, opened: dict[str, File], heads: list[Seen]) -> None:
         """Find what stands behind the last frame and is neither a zero page nor older than it."""
-        end = self._chain.get(self.last.number)
-        if end is None:
-            here = [s for s in heads if (s.head.number, s.head.crc) == self.last]
-            end = here[-1] if here else None
+        here = [s for s in heads if (s.head.number, s.head.crc) == self.last]
+        end = here[-1] if here else None
         for name, file in opened.items():
             if end is not None and name < end.file:
                 continue
