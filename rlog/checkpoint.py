@@ -104,7 +104,7 @@ def decode(raw: bytes) -> Checkpoint:
         raise UnknownFormat(f"format version {version} is not known here (known: {VERSION})")
     try:
         return _decoder.decode(content)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidCheckpoint(f"content does not unpack: {error}") from None
 
 

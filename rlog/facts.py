@@ -372,5 +372,5 @@ def encode(facts: Sequence[Fact]) -> bytes:
 def decode(raw: bytes | memoryview) -> list[Fact]:
     try:
         return _decoder.decode(raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidFacts(str(error)) from None

@@ -78,7 +78,10 @@ def test_another_version_is_named_and_not_taken_for_damage() -> None:
         checkpoints.decode(framed(b"whatever it holds", 2))
 
 
-@pytest.mark.parametrize("content", [b"", b"\x97", b"\x90", b"\xff\xff"])
+DEEP = b"\x98" + RAW[13:] + b"\x91" * 100_000  # a field of a later version, too deep
+
+
+@pytest.mark.parametrize("content", [b"", b"\x97", b"\x90", b"\xff\xff", DEEP], ids=len)
 def test_content_that_does_not_unpack_is_no_checkpoint(content: bytes) -> None:
     with pytest.raises(InvalidCheckpoint):
         checkpoints.decode(framed(content, 1))

@@ -135,7 +135,18 @@ def test_every_fact_is_read_back() -> None:
 
 @pytest.mark.parametrize(
     "raw",
-    [b"", b"\x91", b"\x91\x91\x63", b"\x91\x92\x05\xa1a", b"\x91\x93\x0b\x01\xa1\xff", b"\x80"],
+    [
+        *(
+            b"",
+            b"\x91",
+            b"\x91\x91\x63",
+            b"\x91\x92\x05\xa1a",
+            b"\x91\x93\x0b\x01\xa1\xff",
+            b"\x80",
+        ),
+        b"\x91\x93\x05\x01" + b"\x91" * 100_000,  # a field of a later version, too deep
+    ],
+    ids=len,
 )
 def test_facts_that_do_not_unpack_are_an_error_of_their_own(raw: bytes) -> None:
     with pytest.raises(facts.InvalidFacts):
