@@ -535,17 +535,17 @@ def test_extend_begins_a_records_time_anew(log: Any) -> None:
     def extend() -> None:
         begun.wait(PATIENCE_SECONDS)
         for _ in range(6):
-            time.sleep(0.2)
+            time.sleep(0.3)
             source.extend(in_hand[0])
 
     def handle(record: rlog.Record) -> Any:
         in_hand.append(record)
         begun.set()
         if hasattr(source, "_bridged"):
-            return nap(source, 1.5)
+            return nap(source, 2.2)
         return extend()
 
-    source = member(log, hand_seconds=0.8)
+    source = member(log, hand_seconds=1.6)
     beside = extend if hasattr(source, "_bridged") else lambda: None
     with source, running(beside):
         assert source.process(handle, limit=1) == 1

@@ -202,14 +202,15 @@ def test_nothing_behind_a_failed_batch_gets_in(
     """One reservation fails for want of space; what follows it would find some."""
     server = make_server().start("--kill", "allocate:logs:ENOSPC:1")
     with server.connect() as client:
-        log = client.log("l", create=True)
+        # Each batch is larger than a file is to be: so nothing more is asked for, and then less.
+        log = client.log("l", create=True, file_roll_size=4096)
         producer = log.producer(name=name, batch_bytes=200, linger=3600.0)
         if name is not None:
             assert producer.last_sequence == -1
         server.signal(signal.SIGUSR1)
         client.logs()  # it has come
         server.pause()
-        pending = [producer.send(b"%d" % n + bytes(50)) for n in range(20)]
+        pending = [producer.send(b"%d" % n + bytes(5000)) for n in range(20)]
         server.resume()
         with pytest.raises(rlog.DiskFull):
             producer.flush()
