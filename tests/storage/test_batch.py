@@ -199,3 +199,22 @@ def test_a_sparse_batch_has_five_columns(columns: list[Any]) -> None:
     header, body = sparse(columns)
     with pytest.raises(InvalidBatch, match="a sparse batch has five columns"):
         batch.check_body(header, body)
+
+
+def test_what_declares_records_lost_is_told_from_a_batch_and_has_no_body() -> None:
+    end = 5 + 2 * batch.COUNT_MAX + 7
+    declared = batch.lost(3, 5, end, 99)
+    assert len(declared) == 3 * HEADER_BYTES  # as many headers as the count of one allows
+    expected = 5
+    for position in range(0, len(declared), HEADER_BYTES):
+        with pytest.raises(batch.Lost, match="as a repair declared") as caught:
+            batch.parse_header(declared, position)
+        header = caught.value.header
+        assert (header.log, header.base, header.time_ns, header.lost) == (3, expected, 99, True)
+        assert header.bytes == HEADER_BYTES
+        expected = header.end
+    assert expected == end
+    for at, changed in ((8, pack("<I", 0)), (12, pack("<I", 1))):  # no records; a body
+        with pytest.raises(InvalidBatch, match="lengths that cannot be") as refused:
+            batch.parse_header(resealed(declared[:HEADER_BYTES], at, changed))
+        assert not isinstance(refused.value, batch.Lost)

@@ -71,6 +71,11 @@ def test_what_was_appended_is_read_back_after_a_power_cut() -> None:
     again = opened(disk.crash(NOTHING))
     assert numbers(again) == [1, 2, 3, 4, 5, 6]
     assert [len(again.read(n).bodies) for n in (1, 2)] == [1, 1]
+    places = [again.place(n) for n in range(1, 7)]
+    assert [place.head.number for place in places] == [1, 2, 3, 4, 5, 6]
+    assert [(place.file, place.position) for place in places] == sorted(
+        (place.file, place.position) for place in places
+    )
     assert again.torn == []
     assert again.last == journal.last
 

@@ -236,6 +236,15 @@ def test_without_space_a_reservation_fails_and_a_later_one_succeeds() -> None:
     laid.files.reserve(new, 2 * RESERVE_MIN, ROLL)
 
 
+def test_what_fails_for_another_reason_than_space_is_not_tried_for_less() -> None:
+    laid = Laid([100])
+    laid.disk.fail("allocate", laid.disk.calls["allocate"] + 1, errno.EIO)
+    with pytest.raises(OSError) as caught:  # noqa: PT011
+        laid.files.reserve(Place(1, 0, laid.length, False), 2 * RESERVE_MIN, ROLL)
+    assert caught.value.errno == errno.EIO
+    assert laid.disk.calls["allocate"] == 2
+
+
 def test_a_rolled_segment_is_cut_to_its_length() -> None:
     laid = Laid([100, 100])
     assert len(laid.disk.contents(path(1, 0))) > laid.length
