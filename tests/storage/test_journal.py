@@ -479,6 +479,7 @@ def test_files_whose_frames_nobody_needs_are_not_read() -> None:
 
     reads(BEGIN, 4)
     reads(marks[0], 4)
+    reads(marks[5], 3)
     reads(marks[16], 2)  # in the third file
     reads(marks[17], 1)  # at its end
     reads(marks[23], 1)
