@@ -684,3 +684,8 @@ def test_a_seek_reads_no_more_than_what_lies_behind_the_nearest_entry() -> None:
     laid.files._indexes.clear()
     assert laid.files.find(laid.extent, 79) is not None
     assert laid.disk.calls["read"] > before + 4, "without an index all of it is walked"
+
+
+def test_of_a_log_that_was_only_found_nothing_is_to_be_synced() -> None:
+    laid = Laid([100])
+    assert LogFiles(Handles(laid.disk), 1).take_dirty() == ([], False)
