@@ -314,7 +314,8 @@ def test_a_full_disk_refuses_appends_and_members_go_on(make_server: Callable[...
     server = make_server().start("--kill", "allocate:logs:ENOSPC:1")
     with server.connect() as client, server.connect() as other:
         log = client.log("l", create=True)
-        other.log("m", create=True)
+        # Larger than a file is to be: so nothing more is asked for, and then less.
+        other.log("m", create=True, file_roll_size=4096)
         log.append_many([rlog.Item(b"%d" % n, key=b"%d" % (n % 5)) for n in range(100)])
 
         def handle(record: rlog.Record) -> None:
@@ -322,7 +323,7 @@ def test_a_full_disk_refuses_appends_and_members_go_on(make_server: Callable[...
                 server.signal(signal.SIGUSR1)
                 time.sleep(0.1)
                 with pytest.raises(rlog.DiskFull):
-                    other.log("m").append(b"no space")
+                    other.log("m").append(bytes(5000))
 
         with log.consumer("c", shared=True, block=False) as consumer:
             assert consumer.process(handle, in_flight=4) == 100

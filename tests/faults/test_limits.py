@@ -122,6 +122,9 @@ ELSEWHERE: Final = {
     "rlog_client.protocol.REQUEST_MAX": (
         f"{SESSION}::test_request_numbers_wrap_around_those_in_use"
     ),
+    "rlog.testing.serving.AHEAD_SECONDS_MAX": (
+        "tests/testing_kit/test_faults.py::test_what_makes_no_sense_is_refused_and_breaks_no_server"
+    ),
     "rlog_client.session.APPEND_SECONDS_MAX": (
         f"{SESSION}::test_an_append_is_repeated_for_half_an_hour"
     ),
@@ -135,6 +138,7 @@ ELSEWHERE: Final = {
 
 _PORTION: Final = "a portion of work: what is more is done in the next one"
 _BUDGET: Final = "of a frame: what a request within its own limits takes at most"
+_OPINION: Final = "what `rlog doctor` thinks too little: tests/cli/test_doctor.py"
 _SCREEN: Final = "of what is shown, with a mark that there is more"
 NO_LIMITS: Final = {
     "rlog.cli.inspect._SHOWN_MAX": _SCREEN,
@@ -143,7 +147,11 @@ NO_LIMITS: Final = {
     "rlog.decisions.desk.LIST_BYTES_MAX": _BUDGET,
     "rlog.decisions.desk._DROPS_MAX": _PORTION,
     "rlog.decisions.watch.LOOKS_MAX": _PORTION,
-    "rlog.dispatch._ABSENT_MAX": _PORTION,
+    "rlog.doctor.FILES_MIN": _OPINION,
+    "rlog.doctor.FILE_SIZE_MIN": _OPINION,
+    "rlog.doctor.SPACE_MIN": _OPINION,
+    "rlog.decisions.members.SINGLE_ABSENT_MAX": _PORTION,
+    "rlog.dispatch.ABSENT_MAX": _PORTION,
     "rlog.dispatch._LOTS_MAX": "of a cache",
     "rlog.embedded.FLIGHTS_MAX": _PORTION,
     "rlog.embedded.SLEEP_SECONDS_MAX": _PORTION,
@@ -151,6 +159,7 @@ NO_LIMITS: Final = {
     "rlog.log.HANDLES_MAX": "of a cache",
     "rlog.log.RESERVE_MAX": _PORTION,
     "rlog.offline._SALVAGE_MAX": _SCREEN,
+    "rlog.salvage._SHOWN_MAX": _SCREEN,
     "rlog.server.ALONE_MIN": "a threshold between two ways that do the same",
     "rlog.server.INLINE_BYTES_MAX": "a threshold between two ways that do the same",
     "rlog.server.INLINE_REPLIES_MAX": "a threshold between two ways that do the same",
