@@ -297,7 +297,8 @@ class Driver:
     def spare_wanted(self) -> bool:
         """``prepare`` has something to do, which may be done beside the work."""
         spare = not self.journal.spare and self._clock() >= self._again_at
-        return self.broker.books.failed is None and (spare or self._reserved is None)
+        reserve = self._reserved is None and self._opening is None
+        return self.broker.books.failed is None and (spare or reserve)
 
     def prepare(self) -> bool:
         """Have what a full disk needs: the next journal file, and what a checkpoint may use up.
