@@ -281,9 +281,7 @@ class Driver:
         if not journal.spare and journal.room < ample and self._clock() >= self._again_at:
             self.prepared(attempt(journal.prepare))
         if self._reserved is False and not self.upkeep:
-            failed = attempt(self._keep_reserve)
-            if isinstance(failed, OSError):
-                self._fail(f"no space can be kept for a checkpoint: {failed}", None)
+            self.reserve_kept(attempt(self.keep_reserve))
         books.full = None
         if not journal.spare and journal.room < ample:
             books.full = NO_FILE
@@ -295,26 +293,29 @@ class Driver:
 
     @property
     def spare_wanted(self) -> bool:
-        """``prepare`` has something to do, which may be done beside the work."""
-        spare = not self.journal.spare and self._clock() >= self._again_at
-        return self.broker.books.failed is None and (spare or self._reserved is None)
+        """``journal.prepare`` has something to do, which may be done beside the work."""
+        failed = self.broker.books.failed is not None
+        return not failed and not self.journal.spare and self._clock() >= self._again_at
 
-    def prepare(self) -> bool:
-        """Have what a full disk needs: the next journal file, and what a checkpoint may use up.
+    @property
+    def reserve_wanted(self) -> bool:
+        """``keep_reserve`` was not called yet in this life; it may run beside the work."""
+        begun = self._opening is None and self.broker.books.failed is None
+        return begun and self._reserved is None
 
-        Whether there is the file. Raises OSError.
-        """
-        ready = self.journal.prepare()
-        self._keep_reserve()
-        return ready
-
-    def _keep_reserve(self) -> bool:
+    def keep_reserve(self) -> bool:
+        """Have what a checkpoint may use up. False: there is no space for it. Raises OSError."""
         size = min(RESERVE_BYTES_MAX, self.journal.file_bytes // 4)
         self._reserved = checkpoints.keep_reserve(self._files, size)
         return self._reserved
 
+    def reserve_kept(self, result: bool | OSError) -> None:
+        """How ``keep_reserve`` ended."""
+        if isinstance(result, OSError):
+            self._fail(f"no space can be kept for a checkpoint: {result}", None)
+
     def prepared(self, result: bool | OSError) -> None:
-        """How ``prepare`` ended."""
+        """How ``journal.prepare`` ended."""
         if isinstance(result, OSError):
             self._fail(f"the next journal file cannot be made: {result}", None)
         elif result:
@@ -350,7 +351,7 @@ class Driver:
 
     @property
     def checkpoint_due(self) -> bool:
-        if self._flying or self.broker.books.failed is not None:
+        if self._flying or self._opening is not None or self.broker.books.failed is not None:
             return False
         if self.journal.tail() == self._marks[-1] or self._clock() < self._checkpoint_again_at:
             return False
@@ -408,7 +409,7 @@ class Driver:
                     self._files.sync_directory(directory)
             if not checkpoints.write(self._files, number, raw):
                 return False
-            self._keep_reserve()
+            self.keep_reserve()
             return True
 
         return job

@@ -118,7 +118,9 @@ class Hub(ABC):
             job = self.driver.begin_checkpoint()
             return None if job is None else Upkeep(job, self.driver.finish_checkpoint)
         if self.driver.spare_wanted:
-            return Upkeep(self.driver.prepare, self.driver.prepared)
+            return Upkeep(self.driver.journal.prepare, self.driver.prepared)
+        if self.driver.reserve_wanted:
+            return Upkeep(self.driver.keep_reserve, self.driver.reserve_kept)
         if (look := self.driver.copying()) is not None:
             return Upkeep(look.run, lambda _result: self.driver.copied(look))
         if self.driver.compactor.due():

@@ -284,7 +284,8 @@ class Late:
         self.server = server
         self.driver = server.driver
         self._job: Callable[[], bool] | None = None
-        self.driver.prepared(drivers.attempt(self.driver.prepare))
+        self.driver.prepared(drivers.attempt(self.driver.journal.prepare))
+        self.driver.reserve_kept(drivers.attempt(self.driver.keep_reserve))
 
     def ask(self, control: protocol.Control, size: int = 10) -> Any:
         request = ask(self.server, control, size=size)
@@ -334,7 +335,7 @@ def test_appends_leave_a_checkpoint_its_space_and_resume_when_it_has_it_again() 
     late = Late(server)
     server.disk.unlink("reserve")
     server.disk.free = 3  # not the four that a checkpoint is to have
-    assert server.driver._keep_reserve() is False
+    assert server.driver.keep_reserve() is False
     assert code(late.ask(protocol.Append(1))) == errors.DiskFull.code
     assert isinstance(late.ask(protocol.Claim(1, "c", model.OLDEST, b"t" * 16)), protocol.Claimed)
     server.disk.free = 100
@@ -378,7 +379,7 @@ def test_the_next_file_can_be_made_beside_the_work() -> None:
     driver = server.driver
     driver.journal._spare = False
     assert driver.spare_wanted
-    driver.prepared(drivers.attempt(driver.prepare))
+    driver.prepared(drivers.attempt(driver.journal.prepare))
     assert driver.journal.spare
     driver.journal._spare = False
     driver.prepared(False)
