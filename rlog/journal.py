@@ -297,6 +297,11 @@ class LocalJournal:
                 f"frames {last.number + 1} to {proven} were synced "
                 f"and are missing or damaged, {where}"
             )
+        if not self._chain and last.crc and all(seen.head.number < last.number for seen in heads):
+            # It stays until a newer checkpoint is there. Who lost it lost what came behind it, too.
+            raise Refused(
+                f"frame {last.number}, at which the checkpoint stands, is missing or damaged"
+            )
         self.last = last
         self.synced = last.number
 

@@ -290,14 +290,21 @@ def _remove_or_set_aside(
 ) -> None:
     for entry in entries:
         file = f"{where}/{entry}"
-        # Space that was reserved for an append which then was not made holds zeros.
-        if _explained(log, entry) or not any(files.open(file, write=False).read(0, PAGE)):
+        if _explained(log, entry) or _only_reserved(files, file):
             files.unlink(file)
             continue
         files.make_directory(QUARANTINE)
         aside = f"{QUARANTINE}/{number:020}-{file.replace('/', '-')}"
         files.rename(file, aside)
         reports.append(f"{file} belongs to nothing here; set aside as {aside}")
+
+
+def _only_reserved(files: Files, file: str) -> bool:
+    """Space that was reserved for an append which then was not made holds zeros."""
+    try:
+        return not any(files.open(file, write=False).read(0, PAGE))
+    except OSError:
+        return False  # a directory, a link to nowhere, or what cannot be read: it is kept
 
 
 def _explained(log: state.Log | None, entry: str) -> bool:

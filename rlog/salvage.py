@@ -82,20 +82,12 @@ class _PatientFile(ReadOnlyFile):
 
 
 class Patient(ReadOnly):
-    """A directory, without the files that are ``hidden``. What the disk does not give reads as
-    zeros, which are never valid, and so count as damage.
+    """What the disk does not give reads as zeros, which are never valid, and so count as
+    damage.
     """
-
-    def __init__(self, files: Files, hidden: Iterable[str] = ()) -> None:
-        super().__init__(files)
-        self._hidden = frozenset(hidden)
 
     def open(self, path: str, *, write: bool = True) -> _PatientFile:
         return _PatientFile(super().open(path))
-
-    def names(self, path: str) -> list[str]:
-        prefix = f"{path}/" if path else ""
-        return [name for name in super().names(path) if prefix + name not in self._hidden]
 
     def contents(self, name: str) -> bytes:
         file = self.open(name)
@@ -309,6 +301,8 @@ class Salvage:
             self._take(each, after.get(each))
         if None in after:
             self._open(after[None])
+        self._judge_strangers(frames)
+        self._judge_mark(frames)
         self._judge_ends(taken)
         if self.level > Level.NOTHING:
             self._close()
@@ -404,6 +398,36 @@ class Salvage:
         log = self.state.logs.get(header.log)
         name = f"log {log.name}" if log else f"log id {header.log}"
         return f"the offsets {header.base} to {header.end} of {name}"
+
+    def _judge_strangers(self, frames: Sequence[Seen]) -> None:
+        """Nobody knows what stood where a file of another directory's journal is now, unless a
+        later one of this journal goes on.
+        """
+        if self._base is None:
+            return
+        ours = {seen.file for seen in frames}
+        theirs = {seen.file for seen in heads(self._files, None, OFFSET_MAX)} - ours
+        for name in sorted(name for name in theirs if name > max(ours, default="")):
+            self._interrupt()
+            text = "it is of another directory's journal: what stood in its place is lost"
+            self._lose(Level.TAIL, text, name)
+        if theirs and not ours:
+            text = (
+                "all of it is of another directory, or else the checkpoints are: those are believed"
+                " (if they are the strangers, take them away and repair again)"
+            )
+            self._lose(Level.LOSS, text)
+
+    def _judge_mark(self, frames: Sequence[Seen]) -> None:
+        """The frame that a checkpoint stands at is in the journal for as long as that is the
+        newest. Where it is not, what came behind it is gone as well. (A repair's stands at none.)
+        """
+        base = self._base
+        if base is None or not base.crc or any(s.head.number >= base.number for s in frames):
+            return
+        self._interrupt()
+        text = f"frame {base.number}, of the checkpoint, is not there: what came behind it is lost"
+        self._lose(Level.TAIL, text)
 
     def _judge_ends(self, taken: Sequence[Seen]) -> None:
         """Nobody knows what a journal file held that is too short, unless a later one goes on."""

@@ -67,8 +67,8 @@ def repair(
     if not os.path.isdir(directory):
         raise Stopped(Exit.NOT_FOUND, f"{directory} is no directory")
     files = Disk(directory)
-    if not is_data_directory(files) and "logs" not in files.names(""):
-        raise Stopped(Exit.NOT_FOUND, f"{directory} is no data directory: it has no journal")
+    if not is_data_directory(files):
+        raise Stopped(Exit.NOT_FOUND, f"{directory} is no data directory: nothing in it is ours")
     if not dry_run and (owner := os.stat(directory).st_uid) != os.geteuid():
         # Its files would be ours, and the server could not open them.
         raise Stopped(Exit.ERROR, f"{directory} belongs to user id {owner}: repair it as that user")
@@ -87,7 +87,7 @@ def repair(
 def _show(out: Output, plan: Plan, where: str | None) -> None:
     told: list[tuple[str, Finding]] = [("wrong", each) for each in plan.wrong]
     told += [("lost", each) for each in plan.lost]
-    actions = [f"take {name} away" for name in plan.taken]
+    actions = [f"take {name} away" for name in (*plan.taken, *plan.strays)]
     actions += [f"write {name}" for name in plan.made]
     if out.form == "json":
         out.one(
