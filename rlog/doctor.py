@@ -59,7 +59,7 @@ class Place(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """Of a process, hard; None: none. Sizes in bytes."""
+    """Of a process, as they will count for a server; None: none. Sizes in bytes."""
 
     open_files: int | None
     memory: int | None
@@ -122,12 +122,16 @@ _ALIASES: Final = {
     "nfs4": "nfs", "cifs": "nfs", "smb3": "nfs", "ceph": "nfs", "glusterfs": "nfs",
     "virtiofs": "9p", "exfat": "vfat", "msdos": "vfat",
 }  # fmt: skip
+_MEMORY: Final = re.compile(r"z?ram\d")  # disks that are none
 _NO_BARRIER: Final = frozenset({"nobarrier", "barrier=0"})
 
 
 def judge_file_system(place: Place) -> Iterator[Verdict]:
     about = "file system"
     kind = _ALIASES.get(place.kind, place.kind)
+    if not kind:
+        yield Verdict(about, "ok", "the system does not say which it is")
+        return
     default: tuple[Level, str, str] = ("warn", "not tried by the tests", "use ext4 or xfs")
     level, why, advice = _FILE_SYSTEMS.get(kind, default)
     yield Verdict(about, level, f"{place.kind}{': ' if why else ''}{why}", advice)
@@ -174,7 +178,7 @@ def judge_belief(place: Place, median: float) -> Verdict:
     about = "write cache"
     on = f"{place.device or 'the disk'}{' (of a virtual machine)' if place.virtual else ''}"
     quick = median < SYNC_BELIEVED_SECONDS
-    if place.kind in ("tmpfs", "ramfs"):
+    if place.kind in ("tmpfs", "ramfs") or _MEMORY.match(place.device):
         return Verdict(about, "bad", "there is no disk to sync to", "use a disk")
     if place.write_cache == "write through":
         return Verdict(about, "ok", f"{on} says that it keeps nothing back (write through)")

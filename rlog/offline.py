@@ -21,7 +21,7 @@ from .checkpoint import Checkpoint, InvalidCheckpoint, UnknownFormat
 from .facts import Fact, InvalidFacts
 from .files import PAGE, DiskFile, Files
 from .frame import UnknownVersion
-from .journal import DIRECTORY, LocalJournal, Refused, Seen, file_names, scan
+from .journal import DIRECTORY, SPARE, LocalJournal, Refused, Seen, file_names, scan
 from .recovery import follow
 from .segment import Damage, Extent, base_of, parse_name, path, walk
 
@@ -368,7 +368,8 @@ def misfits(files: Files) -> list[str]:
             found.append(name)
     files = ReadOnly(files, found)
     own = {checkpoints.TEMPORARY, checkpoints.RESERVE}.intersection(files.names(""))
-    for name in (*checkpoints.names(files), *own, *file_names(files), *stored(files)):
+    spare = {SPARE}.intersection(f"{DIRECTORY}/{name}" for name in files.names(DIRECTORY))
+    for name in (*checkpoints.names(files), *own, *file_names(files), *spare, *stored(files)):
         try:
             files.open(name).close()
         except OSError as error:

@@ -32,7 +32,7 @@ from . import checkpoint as checkpoints
 from .checkpoint import Checkpoint, InvalidCheckpoint, Tail, UnknownFormat, tail_begin
 from .files import PAGE, Files
 from .frame import UnknownVersion
-from .journal import DIRECTORY, Refused, file_names
+from .journal import DIRECTORY, SPARE, Refused, file_names
 from .offline import (
     OFFSET_MAX,
     BatchView,
@@ -163,7 +163,11 @@ def _left_over(files: Patient) -> list[str]:
     highest: dict[str, int] = {}
     for seen in heads(files, whole[newest].journal, OFFSET_MAX):
         highest[seen.file] = max(highest.get(seen.file, 0), seen.head.number)
-    journal = [name for name, number in highest.items() if number < whole[newest].number]
+    journal = [
+        name
+        for name, number in highest.items()
+        if number < whole[newest].number and name != SPARE  # which is still one
+    ]
     return [name for name in names if name < newest] + journal
 
 
@@ -214,6 +218,7 @@ def _plan(files: Patient, left_over: list[str], now_ns: int) -> Plan:
     )
     needed = {path(*segment) for segment in state.segments()}
     taken = [*left_over, *checkpoints.names(files), *file_names(files)]
+    taken += {SPARE}.intersection(each.file for each in heads(files, None, OFFSET_MAX))
     taken += [name for name in stored(files) if name not in needed]
     return Plan(level, wrong, losses, point, layout.rewrites, layout.kept, taken, [])
 

@@ -26,7 +26,7 @@ from rlog_client.model import PRODUCER_ID
 from . import checkpoint as checkpoints
 from . import facts, frame, state
 from .files import PAGE, Files
-from .journal import DIRECTORY, Mark, file_names, scan
+from .journal import DIRECTORY, SPARE, Mark, file_names, scan
 from .offline import (
     OFFSET_MAX,
     BatchView,
@@ -183,16 +183,26 @@ def heads(files: Files, journal: int | None, above: int) -> list[Seen]:
     looked at above ``above``. Raises UnknownVersion, or Refused.
 
     What stands inside another's extent is its user's; what has a lower number than the frame before
-    it is what a recycled file held before.
+    it is what a recycled file held before. The spare file has such frames alone, unless it is
+    another that got its name: then it has some above all others.
     """
     found = []
-    for name in file_names(files):
-        highest = behind = 0
+    top = above if above < OFFSET_MAX else 0
+    for name in _journal_files(files):
+        highest = top if name == SPARE else 0
+        behind = 0
         for seen in scan(files.open(name, write=False), name, journal, above):
             if seen.position >= behind and seen.head.number > highest:
                 found.append(seen)
                 highest, behind = seen.head.number, seen.end
+        top = max(top, highest)
     return found
+
+
+def _journal_files(files: Files) -> list[str]:
+    """In order, and last the spare one if it is there."""
+    spare = [SPARE] if SPARE.rpartition("/")[2] in files.names(DIRECTORY) else []
+    return [*file_names(files), *spare]
 
 
 def journal_id(files: Files) -> int:
@@ -232,7 +242,7 @@ def chain(
         follows = [s for s in by_number.get(last.number + 1, ()) if s.head.previous == last.crc]
         if not follows and last.number < proven:
             later = numbers[bisect_right(numbers, last.number + 1) :]
-            theirs = ([s for s in by_number[n] if n < limits[s.file]] for n in later)
+            theirs = ([s for s in by_number[n] if n < limits.get(s.file, n + 1)] for n in later)
             follows = next(filter(None, theirs), [])
         if not follows or (not follows[-1].sound and follows[-1].head.number > proven):
             break
@@ -406,7 +416,7 @@ class Salvage:
         if self._base is None:
             return
         ours = {seen.file for seen in frames}
-        theirs = {seen.file for seen in heads(self._files, None, OFFSET_MAX)} - ours
+        theirs = {s.file for s in heads(self._files, None, OFFSET_MAX)} - {*ours, SPARE}
         for name in sorted(name for name in theirs if name > max(ours, default="")):
             self._interrupt()
             text = "it is of another directory's journal: what stood in its place is lost"
