@@ -120,12 +120,12 @@ def name_of(number: int) -> str:
     return f"{_PREFIX}{number:020}"
 
 
-def number_in(name: str) -> int | None:
-    """The number in a checkpoint's name; None if it is not one, or names no frame."""
+def number_in(name: str) -> int:
+    """The number in the name of a checkpoint, also of a damaged one: a file has that name only if
+    this frame was synced. -1 for any other name.
+    """
     number = name.removeprefix(_PREFIX)
-    if len(number) != 20 or not number.isdecimal() or name_of(int(number)) != name:
-        return None
-    return int(number)
+    return int(number) if number.isdecimal() and name_of(int(number)) == name else -1
 
 
 def names(files: Files) -> list[str]:

@@ -41,7 +41,8 @@ class Verdict(NamedTuple):
 
 
 class Place(NamedTuple):
-    """The file system below a directory. ``options``: those of the mount, and of the file system.
+    """The file system below a directory. ``kind``: "" if the system does not say;
+    ``options``: those of the mount, and of the file system.
 
     ``device``: the disk's name, "" if there is none that is known; ``write_cache``: as the kernel
     has it, "write back" or "write through", "" if it does not say.
@@ -89,6 +90,7 @@ class Software(NamedTuple):
 
 # kind of file system -> what is thought of it
 _FILE_SYSTEMS: Final[dict[str, tuple[Level, str, str]]] = {
+    "": ("ok", "the system does not say which", ""),
     "ext4": ("ok", "", ""),
     "xfs": ("ok", "", ""),
     "ext3": ("warn", "space is reserved by writing zeros: slow", "use ext4 or xfs"),
@@ -129,12 +131,9 @@ _NO_BARRIER: Final = frozenset({"nobarrier", "barrier=0"})
 def judge_file_system(place: Place) -> Iterator[Verdict]:
     about = "file system"
     kind = _ALIASES.get(place.kind, place.kind)
-    if not kind:
-        yield Verdict(about, "ok", "the system does not say which it is")
-        return
     default: tuple[Level, str, str] = ("warn", "not tried by the tests", "use ext4 or xfs")
     level, why, advice = _FILE_SYSTEMS.get(kind, default)
-    yield Verdict(about, level, f"{place.kind}{': ' if why else ''}{why}", advice)
+    yield Verdict(about, level, ": ".join(filter(None, (place.kind, why))), advice)
     if "ro" in place.options:
         yield Verdict(about, "bad", "mounted read-only", "mount it rw; dmesg may say why it is not")
     if off := _NO_BARRIER & place.options:

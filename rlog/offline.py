@@ -350,7 +350,7 @@ def is_data_directory(files: Files) -> bool:
     """
     files = ReadOnly(files, misfits(files))
     return (
-        any(checkpoints.number_in(name) is not None for name in checkpoints.names(files))
+        any(checkpoints.number_in(name) >= 0 for name in checkpoints.names(files))
         or any(len(name) == len(f"{DIRECTORY}/{0:010}") for name in file_names(files))
         or any(parse_name(name.rpartition("/")[2]) for name in stored(files))
     )
@@ -401,8 +401,9 @@ def _survey(files: Files) -> Survey:
         what = "none of the checkpoints is whole" if found else "there is no checkpoint"
         return Survey(files, found, None, None, None, [], what)
     base = whole[-1]
+    proven = max(base.number, *(checkpoints.number_in(each.name) for each in found))
     try:
-        journal, final = follow(files, base, base.number)
+        journal, final = follow(files, base, proven)
     except Refused as error:
         return Survey(files, found, base, None, None, [], str(error))
     return Survey(files, found, base, journal, final, journal.torn)

@@ -60,7 +60,8 @@ def recover(files: Files, *, file_bytes: int, journal_id: int, now_ns: int) -> R
     base = whole[-1]
     # Twice: this pass tells which segments there are at the end, and what a trim or a deletion has
     # removed since is not asked for by the second, let alone written.
-    journal, final = follow(files, base, max(c.number for c in whole))
+    proven = max([base.number, *map(checkpoints.number_in, damaged)])
+    journal, final = follow(files, base, proven)
     for name in damaged:
         # Else it would count as one of the two that are kept, and push a whole one out.
         files.make_directory(QUARANTINE)

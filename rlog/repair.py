@@ -134,7 +134,8 @@ def make_plan(files: Files, now_ns: int) -> Plan:
         foreign = _foreign(Patient(files))
         files = ReadOnly(files, foreign)
         left_over = _left_over(Patient(files))
-        plan = _plan(Patient(files, left_over), [*foreign, *left_over], now_ns)
+        no_files = [name for name in strays if name.removeprefix(f"{DIRECTORY}/").isdecimal()]
+        plan = _plan(Patient(files, left_over), [*foreign, *left_over], no_files, now_ns)
     except UnknownVersion as error:
         raise Refused(str(error)) from None
     wrong = [Finding(True, "it is not the kind of file to be here", name) for name in strays]
@@ -180,8 +181,8 @@ def _whole(files: Patient, name: str) -> Checkpoint | None:
         raise Refused(f"{name}: {error}") from None
 
 
-def _plan(files: Patient, left_over: list[str], now_ns: int) -> Plan:
-    """``left_over``: what goes anyway."""
+def _plan(files: Patient, left_over: list[str], no_files: list[str], now_ns: int) -> Plan:
+    """``left_over``: what goes anyway; ``no_files``: the journal's, where something else is now."""
     seen = survey(files)
     # (What is no damage and of a log was declared lost by a repair before.)
     wrong = [each for each in verify(files, Counted()) if each.damage or not each.log]
@@ -190,15 +191,15 @@ def _plan(files: Patient, left_over: list[str], now_ns: int) -> Plan:
         for name in (DIRECTORY, "logs")
         if name not in files.names("")
     ]
-    if not seen.torn and not any(each.damage for each in wrong):
+    if not seen.torn and not no_files and not any(each.damage for each in wrong):
         unknown = [each.file for each in wrong]
         return Plan(Level.NOTHING, wrong, [], None, [], [], [*left_over, *unknown], [])
     level, losses, state = Level.NOTHING, list[Finding](), seen.final
-    if state is not None and DIRECTORY in files.names(""):
+    if state is not None and not no_files and DIRECTORY in files.names(""):
         found = _of_the_chain(files, seen)
         ends = {log.id: log.end for log in state.logs.values()}
     else:
-        salvage = Salvage(files, seen)
+        salvage = Salvage(files, seen, no_files)
         level, losses, state = salvage.level, salvage.lost, salvage.state
         found, ends = salvage.found, salvage.ends
     base = seen.base

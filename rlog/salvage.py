@@ -283,7 +283,8 @@ class Salvage:
     ``ends``: where the logs ended before the first gap, by id; empty where there is none.
     """
 
-    def __init__(self, files: Patient, seen: Survey) -> None:
+    def __init__(self, files: Patient, seen: Survey, no_files: Iterable[str] = ()) -> None:
+        """``no_files``: the journal's, where there is something else now."""
         self._files = files
         self._survey = seen
         self._base = base = seen.base
@@ -305,13 +306,18 @@ class Salvage:
         mark = Mark(base.number, base.crc) if base else Mark(0, 0)
         frames = heads(files, base.journal if base else journal_id(files), mark.number)
         proven = max([mark.number, *(each.head.synced for each in frames)])
+        for point in seen.checkpoints:
+            if point.content is None:
+                proven = max(proven, checkpoints.number_in(point.name))
         taken, gaps = chain(files, frames, mark, proven)
         after = {gap.after: gap for gap in gaps}
         for each in taken:
             self._take(each, after.get(each))
         if None in after:
             self._open(after[None])
-        self._judge_strangers(frames)
+        elif (torn := self._torn(frames, taken, mark)) is not None:
+            self._open(torn)
+        self._judge_others(frames, no_files)
         self._judge_mark(frames)
         self._judge_ends(taken)
         if self.level > Level.NOTHING:
@@ -409,18 +415,35 @@ class Salvage:
         name = f"log {log.name}" if log else f"log id {header.log}"
         return f"the offsets {header.base} to {header.end} of {name}"
 
-    def _judge_strangers(self, frames: Sequence[Seen]) -> None:
-        """Nobody knows what stood where a file of another directory's journal is now, unless a
-        later one of this journal goes on.
-        """
+    def _torn(self, frames: Sequence[Seen], taken: Sequence[Seen], mark: Mark) -> Gap | None:
+        """What begins behind the last frame and is not whole. (A start that goes well tells it.)"""
+        ends = [*taken, *(seen for seen in frames if (seen.head.number, seen.head.crc) == mark)]
+        if not ends:
+            return None
+        last = taken[-1] if taken else ends[-1]
+        later = [(name, 0) for name in file_names(self._files) if name > last.file]
+        for name, position in ((last.file, last.end), *later):
+            read = self._files.reader(name)
+            if not any(read(position, PAGE)):
+                continue
+            claimed = frame.peek(read(position, frame.HEAD_BYTES))
+            facts_bytes = claimed[1] if claimed else 0
+            head = frame.parse(read(position, frame.HEAD_BYTES + facts_bytes), None)
+            if head is None or head.number > last.head.number:  # else the file held that before
+                return Gap(last.head.number + 1, last.head.number + 1, last, None)
+        return None
+
+    def _judge_others(self, frames: Sequence[Seen], no_files: Iterable[str]) -> None:
+        """Nobody knows what stood where no file of this journal is now, if no later one goes on."""
         if self._base is None:
             return
         ours = {seen.file for seen in frames}
         theirs = {s.file for s in heads(self._files, None, OFFSET_MAX)} - {*ours, SPARE}
-        for name in sorted(name for name in theirs if name > max(ours, default="")):
+        last = max(ours, default="")
+        for name in sorted(name for name in (*theirs, *no_files) if name > last):
             self._interrupt()
-            text = "it is of another directory's journal: what stood in its place is lost"
-            self._lose(Level.TAIL, text, name)
+            what = "of another directory's journal" if name in theirs else "no file"
+            self._lose(Level.TAIL, f"it is {what}: what stood in its place is lost", name)
         if theirs and not ours:
             text = (
                 "all of it is of another directory, or else the checkpoints are: those are believed"
@@ -436,7 +459,10 @@ class Salvage:
         if base is None or not base.crc or any(s.head.number >= base.number for s in frames):
             return
         self._interrupt()
-        text = f"frame {base.number}, of the checkpoint, is not there: what came behind it is lost"
+        text = (
+            f"frame {base.number}, at which the checkpoint stands, and all frames behind it"
+            " are not there: what was only there is lost"
+        )
         self._lose(Level.TAIL, text)
 
     def _judge_ends(self, taken: Sequence[Seen]) -> None:

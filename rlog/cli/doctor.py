@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 DISTRIBUTION: Final = "rlog-server"
 SYNCS: Final = 200
+MOUNTS: Final = "/proc/self/mountinfo"
 _TIME_ERROR: Final = 5  # of adjtimex: the clock is not synchronised
 _PAINTS: Final = {"ok": "32", "warn": "33;1", "bad": "31;1"}
 
@@ -58,7 +59,7 @@ def _mount_of(path: str) -> tuple[str, frozenset[str], str]:
     number = f"{os.major(device)}:{os.minor(device)}"
     best: tuple[int, str, frozenset[str], str] = (-1, "", frozenset(), number)
     here = os.path.realpath(path)
-    with contextlib.suppress(OSError), open("/proc/self/mountinfo", errors="replace") as lines:
+    with contextlib.suppress(OSError), open(MOUNTS, errors="replace") as lines:
         for line in lines:
             left, _, right = line.partition(" - ")
             # Split at each blank: the second of the right, the source, can be empty.
