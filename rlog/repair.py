@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 from bisect import bisect_right
 from collections import Counter
 from contextlib import ExitStack
@@ -443,7 +442,8 @@ def _places(plan: Plan, where: str) -> dict[str, str]:
     places: dict[str, str] = {}
     used = {REPORT}
     for name in (*plan.taken, *plan.strays):
-        stem = os.fsdecode(os.fsencode(name.replace("/", "-"))[:_NAME_BYTES_MAX])
+        raw = name.replace("/", "-").encode(errors="surrogateescape")
+        stem = raw[:_NAME_BYTES_MAX].decode(errors="surrogateescape")
         flat, again = stem, 0
         while flat in used:
             again += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import tempfile
 import time
 from typing import TYPE_CHECKING, NamedTuple
@@ -390,3 +391,31 @@ def test_a_journal_that_is_all_of_another_directory_is_a_loss(
     assert "all of it is of another directory, or else the checkpoints are" in out
     assert run(capfd, "repair", str(tree.root), "--accept-loss")[0] == 0
     assert served(tree) == VALUES
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can limit a file system")
+def test_without_space_it_says_what_it_takes_and_leaves_nothing(
+    stopped: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    room = sum(p.stat().st_size for p in stopped.rglob("*") if p.is_file()) + (1 << 20)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={room}", "none", str(small)], check=False
+    )
+    if mounted.returncode:
+        pytest.skip("nothing can be mounted here")
+    try:
+        shutil.copytree(stopped, small / "data")
+        tree = Tree(small / "data")
+        damage_a_batch(tree)
+        before = {k: v for k, v in tree.state().items() if not k.endswith("/lock")}
+        for _ in range(2):
+            code, _, err = run(capfd, "repair", str(tree.root), "--accept-loss")
+            assert (code, "no space for copies" in err) == (1, True)
+            assert list((tree.root / "quarantine").iterdir()) == []
+            (tree.root / "quarantine").rmdir()
+            after = {k: v for k, v in tree.state().items() if not k.endswith("/lock")}
+            assert {k: v[2] for k, v in after.items()} == {k: v[2] for k, v in before.items()}
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
