@@ -35,6 +35,7 @@ assert _HEAD.size + _CRC.size == _HEAD_BYTES
 MAGIC: Final = b"RLC"
 VERSION: Final = 1
 _PREFIX: Final = "checkpoint-"
+_NUMBER_MAX: Final = 1 << 62  # no journal comes that far
 TEMPORARY: Final = "checkpoint.tmp"
 RESERVE: Final = "reserve"  # a file that gives its space to a checkpoint when there is no other
 
@@ -125,7 +126,9 @@ def number_in(name: str) -> int:
     this frame was synced. -1 for any other name.
     """
     number = name.removeprefix(_PREFIX)
-    return int(number) if number.isdecimal() and name_of(int(number)) == name else -1
+    if not number.isdecimal() or name_of(int(number)) != name or int(number) >= _NUMBER_MAX:
+        return -1
+    return int(number)
 
 
 def names(files: Files) -> list[str]:

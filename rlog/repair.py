@@ -128,13 +128,16 @@ def make_plan(files: Files, now_ns: int) -> Plan:
     Raises Refused for what another version made, which is no damage, and OSError.
     """
     strays = misfits(files)
+    numbers = [checkpoints.number_in(name) for name in checkpoints.names(files)]
     files = ReadOnly(files, strays)
     try:
+        number = max(0, *numbers, *_frame_numbers(Patient(files))) + 1
         foreign = _foreign(Patient(files))
         files = ReadOnly(files, foreign)
         left_over = _left_over(Patient(files))
         no_files = [name for name in strays if name.removeprefix(f"{DIRECTORY}/").isdecimal()]
-        plan = _plan(Patient(files, left_over), [*foreign, *left_over], no_files, now_ns)
+        going = [*foreign, *left_over]
+        plan = _plan(Patient(files, left_over), going, no_files, number, now_ns)
     except UnknownVersion as error:
         raise Refused(str(error)) from None
     wrong = [Finding(True, "it is not the kind of file to be here", name) for name in strays]
@@ -143,12 +146,28 @@ def make_plan(files: Files, now_ns: int) -> Plan:
 
 
 def _foreign(files: Patient) -> list[str]:
-    """Checkpoints of another journal, where there are some of this one."""
+    """Checkpoints of another journal than that of the frames. Where all are, the frames may be the
+    strangers as well: then those count of which most segments are there.
+    """
     whole = {name: point for name in checkpoints.names(files) if (point := _whole(files, name))}
-    journals = {point.journal for point in whole.values()}
-    if len(journals) < 2 or (ours := journal_id(files)) not in journals:
-        return []
-    return [name for name, point in whole.items() if point.journal != ours]
+    ours = journal_id(files)
+    theirs = [name for name, point in whole.items() if ours and point.journal != ours]
+    if len(theirs) < len(whole):
+        return theirs
+    return [name for name in theirs if not _has_segments(files, whole[name])]
+
+
+def _has_segments(files: Patient, point: Checkpoint) -> bool:
+    there = total = 0
+    for log in point.state.logs.values():
+        for segment in log.segments:
+            total += 1
+            try:
+                size = files.open(path(log.id, segment.base, segment.generation)).size()
+            except FileNotFoundError:
+                continue
+            there += size >= segment.bytes
+    return 2 * there >= total
 
 
 def _left_over(files: Patient) -> list[str]:
@@ -180,8 +199,12 @@ def _whole(files: Patient, name: str) -> Checkpoint | None:
         raise Refused(f"{name}: {error}") from None
 
 
-def _plan(files: Patient, left_over: list[str], no_files: list[str], now_ns: int) -> Plan:
-    """``left_over``: what goes anyway; ``no_files``: the journal's, where something else is now."""
+def _plan(
+    files: Patient, left_over: list[str], no_files: list[str], number: int, now_ns: int
+) -> Plan:
+    """``left_over``: what goes anyway; ``no_files``: the journal's, where something else is now;
+    ``number``: above every frame and checkpoint, also of those that do not count.
+    """
     seen = survey(files)
     # (What is no damage and of a log was declared lost by a repair before.)
     wrong = [each for each in verify(files, Counted()) if each.damage or not each.log]
@@ -210,7 +233,7 @@ def _plan(files: Patient, left_over: list[str], no_files: list[str], now_ns: int
     point = Checkpoint(
         base.journal if base else journal_id(files) or now_ns,
         base.file_bytes if base else _file_bytes(files),
-        max(_numbers(files)) + 1,
+        number,
         0,
         now_ns,
         state,
@@ -240,13 +263,8 @@ def _of_the_chain(files: Patient, seen: Survey) -> Found:
     return found
 
 
-def _numbers(files: Patient) -> Iterator[int]:
-    """Every frame number that anything names."""
-    yield 0
-    for name in checkpoints.names(files):
-        number = name.rpartition("-")[2]
-        if number.isdecimal() and int(number) < OFFSET_MAX:
-            yield int(number)
+def _frame_numbers(files: Patient) -> Iterator[int]:
+    """Every one that a frame names."""
     for seen in heads(files, journal_id(files), OFFSET_MAX):
         yield max(seen.head.number, seen.head.synced)
 

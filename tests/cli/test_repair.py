@@ -419,3 +419,35 @@ def test_without_space_it_says_what_it_takes_and_leaves_nothing(
             assert {k: v[2] for k, v in after.items()} == {k: v[2] for k, v in before.items()}
     finally:
         subprocess.run(["umount", str(small)], check=True)
+
+
+def test_a_checkpoint_is_not_believed_that_knows_other_segments_than_there_are(
+    tree: Tree, other: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for mine in tree.root.glob("checkpoint-*"):
+        mine.write_bytes(b"rot")
+    with rlog.open(other) as client:
+        for number in range(3):
+            client.log(f"more-{number}", create=True).append(b"more")
+    newest = max(other.glob("checkpoint-*"))
+    shutil.copy(newest, tree.root)
+    code, out, _err = run(capfd, "repair", str(tree.root), "--accept-loss")
+    assert (code, f"{newest.name}: it is a checkpoint of another directory" in out) == (0, True)
+    with rlog.open(tree.root) as client:
+        (log,) = (client.log(info.name) for info in client.logs())  # its name is lost
+        reader = log.reader(rlog_client.OLDEST, block=False)
+        assert [record.value for record in reader] == VALUES
+
+
+def test_a_new_checkpoint_never_has_the_name_of_one_that_is_taken_away(
+    tree: Tree, other: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    newest = max(tree.root.glob("checkpoint-*"))
+    foreign = newest.with_name(f"checkpoint-{int(newest.name[-20:]) + 1:020}")
+    shutil.copy(max(other.glob("checkpoint-*")), foreign)
+    theirs = foreign.read_bytes()
+    damage_a_batch(tree)
+    assert run(capfd, "repair", str(tree.root), "--accept-loss")[0] == 0
+    assert (tree.root / "quarantine/repair-1" / foreign.name).read_bytes() == theirs
+    assert max(tree.root.glob("checkpoint-*")).name > foreign.name
+    assert "nothing to repair" in run(capfd, "repair", str(tree.root))[2]
