@@ -190,8 +190,8 @@ class LocalJournal:
     """The journal in files of the data directory.
 
     ``mark``: where the newest whole checkpoint stands. ``proven``: the highest number that any
-    whole
-    checkpoint proves to have been synced. ``file_bytes``: as the directory was made.
+    checkpoint proves to have been synced, a damaged one by its name. ``file_bytes``: as the
+    directory was made.
     """
 
     def __init__(

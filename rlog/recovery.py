@@ -76,7 +76,7 @@ def recover(files: Files, *, file_bytes: int, journal_id: int, now_ns: int) -> R
 def follow(files: Files, base: Checkpoint, proven: int) -> tuple[LocalJournal, State]:
     """The chain from a checkpoint on, and what it adds up to.
 
-    ``proven``: the highest number that a whole checkpoint names. Raises Refused.
+    ``proven``: the highest number that a checkpoint names. Raises Refused.
     """
     mark = Mark(base.number, base.crc)
     journal = LocalJournal(files, base.journal, base.file_bytes, mark, proven)
