@@ -135,7 +135,7 @@ def make_plan(files: Files, now_ns: int) -> Plan:
         foreign = _foreign(Patient(files))
         files = ReadOnly(files, foreign)
         left_over = _left_over(Patient(files))
-        no_files = [name for name in strays if name.removeprefix(f"{DIRECTORY}/").isdecimal()]
+        no_files = [name for name in strays if _tells(name)]
         going = [*foreign, *left_over]
         plan = _plan(Patient(files, left_over), going, no_files, number, now_ns)
     except UnknownVersion as error:
@@ -143,6 +143,11 @@ def make_plan(files: Files, now_ns: int) -> Plan:
     wrong = [Finding(True, "it is not the kind of file to be here", name) for name in strays]
     wrong += [Finding(True, "it is a checkpoint of another directory", name) for name in foreign]
     return plan._replace(wrong=[*wrong, *plan.wrong], strays=strays)
+
+
+def _tells(name: str) -> bool:
+    """Whether a name alone tells of frames: that there may have been some in it, or up to it."""
+    return name.removeprefix(f"{DIRECTORY}/").isdecimal() or checkpoints.number_in(name) >= 0
 
 
 def _foreign(files: Patient) -> list[str]:
@@ -202,7 +207,7 @@ def _whole(files: Patient, name: str) -> Checkpoint | None:
 def _plan(
     files: Patient, left_over: list[str], no_files: list[str], number: int, now_ns: int
 ) -> Plan:
-    """``left_over``: what goes anyway; ``no_files``: the journal's, where something else is now;
+    """``left_over``: what goes anyway; ``no_files``: as for Salvage;
     ``number``: above every frame and checkpoint, also of those that do not count.
     """
     seen = survey(files)

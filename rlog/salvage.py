@@ -283,8 +283,8 @@ class Salvage:
     ``ends``: where the logs ended before the first gap, by id; empty where there is none.
     """
 
-    def __init__(self, files: Patient, seen: Survey, no_files: Iterable[str] = ()) -> None:
-        """``no_files``: the journal's, where there is something else now."""
+    def __init__(self, files: Patient, seen: Survey, no_files: Sequence[str] = ()) -> None:
+        """``no_files``: the journal's, and checkpoints, where there is something else now."""
         self._files = files
         self._survey = seen
         self._base = base = seen.base
@@ -306,9 +306,8 @@ class Salvage:
         mark = Mark(base.number, base.crc) if base else Mark(0, 0)
         frames = heads(files, base.journal if base else journal_id(files), mark.number)
         proven = max([mark.number, *(each.head.synced for each in frames)])
-        for point in seen.checkpoints:
-            if point.content is None:
-                proven = max(proven, checkpoints.number_in(point.name))
+        damaged = (point.name for point in seen.checkpoints if point.content is None)
+        proven = max([proven, *map(checkpoints.number_in, (*damaged, *no_files))])
         taken, gaps = chain(files, frames, mark, proven)
         after = {gap.after: gap for gap in gaps}
         for each in taken:
@@ -433,14 +432,15 @@ class Salvage:
                 return Gap(last.head.number + 1, last.head.number + 1, last, None)
         return None
 
-    def _judge_others(self, frames: Sequence[Seen], no_files: Iterable[str]) -> None:
+    def _judge_others(self, frames: Sequence[Seen], no_files: Sequence[str]) -> None:
         """Nobody knows what stood where no file of this journal is now, if no later one goes on."""
         if self._base is None:
             return
         ours = {seen.file for seen in frames}
         theirs = {s.file for s in heads(self._files, None, OFFSET_MAX)} - {*ours, SPARE}
         last = max(ours, default="")
-        for name in sorted(name for name in (*theirs, *no_files) if name > last):
+        lost = (name for name in no_files if name.startswith(DIRECTORY))
+        for name in sorted(name for name in (*theirs, *lost) if name > last):
             self._interrupt()
             what = "of another directory's journal" if name in theirs else "no file"
             self._lose(Level.TAIL, f"it is {what}: what stood in its place is lost", name)

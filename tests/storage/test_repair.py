@@ -328,10 +328,17 @@ def test_a_journal_that_lost_the_frame_of_its_checkpoint_lost_what_came_behind_i
     assert named >= {"a", "n", "k"}
 
 
-def test_the_name_of_a_damaged_checkpoint_proves_the_frame_that_it_stands_at() -> None:
+@pytest.mark.parametrize("is_file", [True, False])
+def test_the_name_of_a_damaged_checkpoint_proves_the_frame_that_it_stands_at(
+    is_file: bool,
+) -> None:
     made, disk = without_journal()
     newest = max(name for name in made.tree if name.startswith("checkpoint"))
-    disk.replace(newest, b"rot")
+    if is_file:
+        disk.replace(newest, b"rot")
+    else:
+        disk.unlink(newest)
+        disk.make_directory(newest)
     older = max(name for name in disk.tree() if name.startswith("checkpoint") and name != newest)
     # The frame of the older one is there, and nothing else.
     number = checkpoints.decode(disk.contents(older)).number
@@ -346,11 +353,12 @@ def test_the_name_of_a_damaged_checkpoint_proves_the_frame_that_it_stands_at() -
     disk.create(first).write(
         0, [made.tree[seen.file][: seen.end].ljust(len(made.tree[first]), b"\0")]
     )
-    with pytest.raises(Refused, match="were synced and are missing"):
-        Server(disk.copy())
-    mended = mend(made, disk)
-    assert not mended.wrong
-    assert "are missing or damaged" in mended.plan.lost[0].text
+    if is_file:
+        with pytest.raises(Refused, match="were synced and are missing"):
+            Server(disk.copy())
+        assert not mend(made, disk.copy()).wrong
+    plan = make_plan(disk, NOW_NS)
+    assert "are missing or damaged" in plan.lost[0].text
 
 
 def test_the_spare_file_is_asked_for_frames_that_are_missing() -> None:
