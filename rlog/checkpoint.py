@@ -35,7 +35,8 @@ assert _HEAD.size + _CRC.size == _HEAD_BYTES
 MAGIC: Final = b"RLC"
 VERSION: Final = 1
 _PREFIX: Final = "checkpoint-"
-_TEMPORARY: Final = "checkpoint.tmp"
+_NUMBER_MAX: Final = 1 << 62  # no journal comes that far
+TEMPORARY: Final = "checkpoint.tmp"
 RESERVE: Final = "reserve"  # a file that gives its space to a checkpoint when there is no other
 
 
@@ -120,6 +121,16 @@ def name_of(number: int) -> str:
     return f"{_PREFIX}{number:020}"
 
 
+def number_in(name: str) -> int:
+    """The number in the name of a checkpoint, also of a damaged one: a file has that name only if
+    this frame was synced. -1 for any other name.
+    """
+    number = name.removeprefix(_PREFIX)
+    if not number.isdecimal() or name_of(int(number)) != name or int(number) >= _NUMBER_MAX:
+        return -1
+    return int(number)
+
+
 def names(files: Files) -> list[str]:
     """The checkpoint files there are, oldest first."""
     return [name for name in files.names("") if name.startswith(_PREFIX)]
@@ -133,14 +144,14 @@ def write(files: Files, number: int, raw: bytes, *, remove: bool = True) -> bool
     file = _reserve_temporary(files, len(raw))
     if file is None and RESERVE in files.names(""):
         # Given up for a moment, its space would be somebody else's.
-        files.rename(RESERVE, _TEMPORARY)
-        file = _allocated(files.open(_TEMPORARY), len(raw))
+        files.rename(RESERVE, TEMPORARY)
+        file = _allocated(files.open(TEMPORARY), len(raw))
     if file is None:
         return False
     file.write(0, [raw])
     # Synced before it gets its name: a name must never stand on a file that is not whole.
     file.sync()
-    files.rename(_TEMPORARY, name_of(number))
+    files.rename(TEMPORARY, name_of(number))
     files.sync_directory("")
     # Two stay: should the newest be found damaged, the one before it and the journal since still
     # do.
@@ -153,10 +164,10 @@ def _reserve_temporary(files: Files, size: int) -> File | None:
     """The temporary file with its space, so that neither its write nor its sync can run out of
     it.
     """
-    if _TEMPORARY in files.names(""):
-        files.unlink(_TEMPORARY)
+    if TEMPORARY in files.names(""):
+        files.unlink(TEMPORARY)
     try:
-        file = files.create(_TEMPORARY)
+        file = files.create(TEMPORARY)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return None

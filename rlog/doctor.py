@@ -41,7 +41,8 @@ class Verdict(NamedTuple):
 
 
 class Place(NamedTuple):
-    """The file system below a directory. ``options``: those of the mount, and of the file system.
+    """The file system below a directory. ``kind``: "" if the system does not say;
+    ``options``: those of the mount, and of the file system.
 
     ``device``: the disk's name, "" if there is none that is known; ``write_cache``: as the kernel
     has it, "write back" or "write through", "" if it does not say.
@@ -59,7 +60,7 @@ class Place(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """Of a process, hard; None: none. Sizes in bytes."""
+    """Of a process, as they will count for a server; None: none. Sizes in bytes."""
 
     open_files: int | None
     memory: int | None
@@ -89,6 +90,7 @@ class Software(NamedTuple):
 
 # kind of file system -> what is thought of it
 _FILE_SYSTEMS: Final[dict[str, tuple[Level, str, str]]] = {
+    "": ("ok", "the system does not say which", ""),
     "ext4": ("ok", "", ""),
     "xfs": ("ok", "", ""),
     "ext3": ("warn", "space is reserved by writing zeros: slow", "use ext4 or xfs"),
@@ -122,6 +124,7 @@ _ALIASES: Final = {
     "nfs4": "nfs", "cifs": "nfs", "smb3": "nfs", "ceph": "nfs", "glusterfs": "nfs",
     "virtiofs": "9p", "exfat": "vfat", "msdos": "vfat",
 }  # fmt: skip
+_MEMORY: Final = re.compile(r"z?ram\d")  # disks that are none
 _NO_BARRIER: Final = frozenset({"nobarrier", "barrier=0"})
 
 
@@ -130,7 +133,7 @@ def judge_file_system(place: Place) -> Iterator[Verdict]:
     kind = _ALIASES.get(place.kind, place.kind)
     default: tuple[Level, str, str] = ("warn", "not tried by the tests", "use ext4 or xfs")
     level, why, advice = _FILE_SYSTEMS.get(kind, default)
-    yield Verdict(about, level, f"{place.kind}{': ' if why else ''}{why}", advice)
+    yield Verdict(about, level, ": ".join(filter(None, (place.kind, why))), advice)
     if "ro" in place.options:
         yield Verdict(about, "bad", "mounted read-only", "mount it rw; dmesg may say why it is not")
     if off := _NO_BARRIER & place.options:
@@ -174,7 +177,7 @@ def judge_belief(place: Place, median: float) -> Verdict:
     about = "write cache"
     on = f"{place.device or 'the disk'}{' (of a virtual machine)' if place.virtual else ''}"
     quick = median < SYNC_BELIEVED_SECONDS
-    if place.kind in ("tmpfs", "ramfs"):
+    if place.kind in ("tmpfs", "ramfs") or _MEMORY.match(place.device):
         return Verdict(about, "bad", "there is no disk to sync to", "use a disk")
     if place.write_cache == "write through":
         return Verdict(about, "ok", f"{on} says that it keeps nothing back (write through)")

@@ -18,6 +18,7 @@ import errno
 import fcntl
 import os
 import resource
+import stat
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
@@ -65,7 +66,8 @@ class File(Protocol):
 class Files(Protocol):
     """A directory tree. ``path`` is relative, with ``/``; "" is the data directory itself."""
 
-    def open(self, path: str, *, write: bool = True) -> File: ...
+    def open(self, path: str, *, write: bool = True) -> File:
+        """OSError for what is no plain file, and without waiting, should that be a pipe."""
 
     def create(self, path: str) -> File:
         """A new empty file; FileExistsError if there is one."""
@@ -109,6 +111,9 @@ class DiskFile:
         """The descriptor, which is the caller's to close from here on."""
         fd, self._fd = self._fd, -1
         return fd
+
+    def mode(self) -> int:
+        return os.fstat(self._fd).st_mode
 
     def size(self) -> int:
         return os.fstat(self._fd).st_size
@@ -183,7 +188,14 @@ class Disk:
 
     def open(self, path: str, *, write: bool = True) -> DiskFile:
         mode = os.O_RDWR if write else os.O_RDONLY
-        return DiskFile(os.open(self._path(path), mode | os.O_CLOEXEC))
+        # (O_NONBLOCK says nothing to a plain file. A pipe would wait for its other end.)
+        file = DiskFile(os.open(self._path(path), mode | os.O_NONBLOCK | os.O_CLOEXEC))
+        kind = file.mode()
+        if stat.S_ISDIR(kind):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), self._path(path))
+        if not stat.S_ISREG(kind):
+            raise OSError(errno.ENXIO, "Not a plain file", self._path(path))
+        return file
 
     def create(self, path: str) -> DiskFile:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("rlog.journal")
 
 DIRECTORY: Final = "journal"
-_SPARE: Final = f"{DIRECTORY}/spare"
+SPARE: Final = f"{DIRECTORY}/spare"
 _TEMPORARY: Final = f"{DIRECTORY}/new"
 _CHUNK: Final = 1 << 20
 _ZERO_PAGE: Final = bytes(PAGE)
@@ -190,8 +190,8 @@ class LocalJournal:
     """The journal in files of the data directory.
 
     ``mark``: where the newest whole checkpoint stands. ``proven``: the highest number that any
-    whole
-    checkpoint proves to have been synced. ``file_bytes``: as the directory was made.
+    checkpoint proves to have been synced, a damaged one by its name. ``file_bytes``: as the
+    directory was made.
     """
 
     def __init__(
@@ -236,8 +236,13 @@ class LocalJournal:
         for seen in heads:
             self._highest[seen.file] = max(self._highest[seen.file], seen.head.number)
         self._spare = "spare" in self._files.names(DIRECTORY)
-        if self._spare and self._files.open(_SPARE).size() != self.file_bytes:
-            self._spare = False
+        if self._spare:
+            spare = self._files.open(SPARE)
+            self._spare = spare.size() == self.file_bytes
+            first = self._first(spare)
+            # Such a file is below every frame that is needed; what is above them got its name.
+            if first is not None and first.journal == self.id and first.number > self.last.number:
+                raise Refused(f"{SPARE} holds frame {first.number}: it has another file's name")
         return self.file_bytes
 
     def _scan_all(self, opened: dict[str, File]) -> list[Seen]:
@@ -296,6 +301,11 @@ class LocalJournal:
             raise Refused(
                 f"frames {last.number + 1} to {proven} were synced "
                 f"and are missing or damaged, {where}"
+            )
+        if not self._chain and last.crc and all(seen.head.number < last.number for seen in heads):
+            # It stays until a newer checkpoint is there. Who lost it lost what came behind it, too.
+            raise Refused(
+                f"frame {last.number}, at which the checkpoint stands, is missing or damaged"
             )
         self.last = last
         self.synced = last.number
@@ -448,9 +458,9 @@ class LocalJournal:
             file = self._files.open(old)
             file.write(0, [_ZERO_PAGE])
             file.sync()
-            self._files.rename(old, _SPARE)
+            self._files.rename(old, SPARE)
         elif self._make_zeroed():
-            self._files.rename(_TEMPORARY, _SPARE)
+            self._files.rename(_TEMPORARY, SPARE)
         else:
             return False
         self._files.sync_directory(DIRECTORY)
@@ -490,7 +500,7 @@ class LocalJournal:
         self._name = f"{DIRECTORY}/{int(self._name[len(DIRECTORY) + 1 :]) + 1:010}"
         with self._preparing:  # else the next spare, made beside this, could take its place first
             self._check_failed()
-            self._files.rename(_SPARE, self._name)
+            self._files.rename(SPARE, self._name)
             self._spare = False
             # Its name is durable before a frame is: a frame in a file without a name is lost.
             self._files.sync_directory(DIRECTORY)

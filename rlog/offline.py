@@ -7,6 +7,7 @@ that serves it (the chain by ``journal``, batches by ``segment``); here it is on
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgpack
@@ -20,9 +21,9 @@ from .checkpoint import Checkpoint, InvalidCheckpoint, UnknownFormat
 from .facts import Fact, InvalidFacts
 from .files import PAGE, DiskFile, Files
 from .frame import UnknownVersion
-from .journal import DIRECTORY, LocalJournal, Refused, Seen, file_names, scan
+from .journal import DIRECTORY, SPARE, LocalJournal, Refused, Seen, file_names, scan
 from .recovery import follow
-from .segment import Damage, Extent, base_of, path, walk
+from .segment import Damage, Extent, base_of, parse_name, path, walk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -38,6 +39,8 @@ _NO_BODIES: Final = 2**64  # as scan's look_above: bodies are looked at here, on
 _CHUNK: Final = 1 << 20
 _TRIES: Final = 5  # to get a whole view of a directory that is being written
 _SALVAGE_MAX: Final = 1 << 16  # facts of a frame that is damaged
+# What opening something that is no plain file ends with: a directory, a pipe, a link to nowhere.
+_NO_FILE: Final = frozenset({errno.EISDIR, errno.ENXIO, errno.ENOENT, errno.ELOOP})
 
 
 # --- read only ------------------------------------------------------------------------------
@@ -78,16 +81,29 @@ class ReadOnlyFile:
 
 
 class ReadOnly:
-    """``Files`` over others, without any way to change them."""
+    """``Files`` over others, without any way to change them, and without those that are
+    ``hidden``, or lie below such a path.
+    """
 
-    def __init__(self, files: Files) -> None:
+    def __init__(self, files: Files, hidden: Iterable[str] = ()) -> None:
         self._files = files
+        self._hidden = frozenset(hidden)
+
+    def _hides(self, path: str) -> bool:
+        while path and path not in self._hidden:
+            path = path.rpartition("/")[0]
+        return bool(path)
 
     def open(self, path: str, *, write: bool = True) -> ReadOnlyFile:
+        if self._hidden and self._hides(path):
+            raise FileNotFoundError(errno.ENOENT, "it does not count", path)
         return ReadOnlyFile(self._files.open(path, write=False))
 
     def names(self, path: str) -> list[str]:
-        return self._files.names(path)
+        if self._hidden and self._hides(path):
+            return []
+        prefix = f"{path}/" if path else ""
+        return [name for name in self._files.names(path) if prefix + name not in self._hidden]
 
     def create(self, path: str) -> DiskFile:
         raise AssertionError("read only")
@@ -287,8 +303,12 @@ def _why(file: File, name: str, position: int, end: int) -> Stop:
 
 def salvaged(raw: bytes, facts_bytes: int) -> list[Any]:
     """Of facts that are damaged or unknown, those that unpack: to be shown, not believed."""
-    unpacker = msgpack.Unpacker(strict_map_key=False, unicode_errors="surrogateescape")
-    unpacker.feed(raw[frame.HEAD_BYTES : frame.HEAD_BYTES + facts_bytes])
+    raw = raw[frame.HEAD_BYTES : frame.HEAD_BYTES + facts_bytes]
+    # Of itself it would make room for as many elements as damage says there are.
+    unpacker = msgpack.Unpacker(
+        strict_map_key=False, unicode_errors="surrogateescape", max_buffer_size=max(len(raw), 1)
+    )
+    unpacker.feed(raw)
     found: list[Any] = []
     try:
         for _ in range(min(unpacker.read_array_header(), _SALVAGE_MAX)):
@@ -325,7 +345,38 @@ class Survey(NamedTuple):
 
 
 def is_data_directory(files: Files) -> bool:
-    return bool(checkpoints.names(files)) or DIRECTORY in files.names("")
+    """Whether anything in it has a name that only a server gives. Others have a ``journal/``, a
+    ``logs/`` or a ``checkpoint-best.pt``, too, and nothing of theirs is ours to touch.
+    """
+    files = ReadOnly(files, misfits(files))
+    return (
+        any(checkpoints.number_in(name) >= 0 for name in checkpoints.names(files))
+        or any(len(name) == len(f"{DIRECTORY}/{0:010}") for name in file_names(files))
+        or any(parse_name(name.rpartition("/")[2]) for name in stored(files))
+    )
+
+
+def misfits(files: Files) -> list[str]:
+    """What is no plain file, or no directory, where a server has one. Whatever else can be wrong
+    with a file is wrong inside of it.
+    """
+    found = []
+    for name in {DIRECTORY, "logs"}.intersection(files.names("")):
+        try:
+            files.names(name)
+        except NotADirectoryError:
+            found.append(name)
+    files = ReadOnly(files, found)
+    own = {checkpoints.TEMPORARY, checkpoints.RESERVE}.intersection(files.names(""))
+    spare = {SPARE}.intersection(f"{DIRECTORY}/{name}" for name in files.names(DIRECTORY))
+    for name in (*checkpoints.names(files), *own, *file_names(files), *spare, *stored(files)):
+        try:
+            files.open(name).close()
+        except OSError as error:
+            if error.errno not in _NO_FILE:
+                raise
+            found.append(name)
+    return sorted(found)
 
 
 def survey(files: Files) -> Survey:
@@ -350,8 +401,9 @@ def _survey(files: Files) -> Survey:
         what = "none of the checkpoints is whole" if found else "there is no checkpoint"
         return Survey(files, found, None, None, None, [], what)
     base = whole[-1]
+    proven = max(base.number, *(checkpoints.number_in(each.name) for each in found))
     try:
-        journal, final = follow(files, base, base.number)
+        journal, final = follow(files, base, proven)
     except Refused as error:
         return Survey(files, found, base, None, None, [], str(error))
     return Survey(files, found, base, journal, final, journal.torn)
@@ -464,7 +516,11 @@ class Counted:
 
 def verify(files: Files, counted: Counted) -> Iterator[Finding]:
     """Check every byte that matters, of a directory that nobody writes to."""
-    seen = survey(files)
+    strays = misfits(files)
+    for name in strays:
+        # Among the segments the next start sets it aside; elsewhere it is in the way.
+        yield Finding(not name.startswith("logs/"), "it is not the kind of file to be here", name)
+    seen = survey(ReadOnly(files, strays))
     yield from _verify_checkpoints(seen, counted)
     yield from _verify_journal(seen, counted)
     if seen.state is not None:

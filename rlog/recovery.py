@@ -60,7 +60,8 @@ def recover(files: Files, *, file_bytes: int, journal_id: int, now_ns: int) -> R
     base = whole[-1]
     # Twice: this pass tells which segments there are at the end, and what a trim or a deletion has
     # removed since is not asked for by the second, let alone written.
-    journal, final = follow(files, base, max(c.number for c in whole))
+    proven = max([base.number, *map(checkpoints.number_in, damaged)])
+    journal, final = follow(files, base, proven)
     for name in damaged:
         # Else it would count as one of the two that are kept, and push a whole one out.
         files.make_directory(QUARANTINE)
@@ -75,7 +76,7 @@ def recover(files: Files, *, file_bytes: int, journal_id: int, now_ns: int) -> R
 def follow(files: Files, base: Checkpoint, proven: int) -> tuple[LocalJournal, State]:
     """The chain from a checkpoint on, and what it adds up to.
 
-    ``proven``: the highest number that a whole checkpoint names. Raises Refused.
+    ``proven``: the highest number that a checkpoint names. Raises Refused.
     """
     mark = Mark(base.number, base.crc)
     journal = LocalJournal(files, base.journal, base.file_bytes, mark, proven)
@@ -290,14 +291,21 @@ def _remove_or_set_aside(
 ) -> None:
     for entry in entries:
         file = f"{where}/{entry}"
-        # Space that was reserved for an append which then was not made holds zeros.
-        if _explained(log, entry) or not any(files.open(file, write=False).read(0, PAGE)):
+        if _explained(log, entry) or _only_reserved(files, file):
             files.unlink(file)
             continue
         files.make_directory(QUARANTINE)
         aside = f"{QUARANTINE}/{number:020}-{file.replace('/', '-')}"
         files.rename(file, aside)
         reports.append(f"{file} belongs to nothing here; set aside as {aside}")
+
+
+def _only_reserved(files: Files, file: str) -> bool:
+    """Space that was reserved for an append which then was not made holds zeros."""
+    try:
+        return not any(files.open(file, write=False).read(0, PAGE))
+    except OSError:
+        return False  # a directory, a link to nowhere, or what cannot be read: it is kept
 
 
 def _explained(log: state.Log | None, entry: str) -> bool:

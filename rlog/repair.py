@@ -8,22 +8,22 @@ where they are; the others are written anew from all that is left of them, where
 nothing is left, a header says which offsets are lost (``lost`` in ``rlog_client.batch``).
 
 The execution removes nothing, and writes over nothing. What is to go is first copied into
-``quarantine/``, beside a report. New segments are of a new generation. Then a checkpoint is
-written, with a number above that of every frame: from the moment it has its name, the directory is
-what it says, and what was before is of no use. Last, the originals take the places of their copies.
-Killed before that moment, nothing has happened; killed behind it, another repair takes away what is
-left over.
+``quarantine/``, beside a report; what is no file is moved there. New segments are of a new
+generation. Then a checkpoint is written, with a number above that of every frame: from the moment
+it has its name, the directory is what it says, and what was before is of no use. Last, the
+originals take the places of their copies. Before that moment an error undoes what was done, and
+one that is killed has done nothing; killed behind it, another repair takes away what is left over.
 """
 
 from __future__ import annotations
 
 import errno
+import json
 from bisect import bisect_right
 from collections import Counter
+from contextlib import ExitStack
 from itertools import chain
 from typing import TYPE_CHECKING, Final, NamedTuple
-
-import msgspec
 
 from rlog_client.batch import lost
 
@@ -31,14 +31,16 @@ from . import checkpoint as checkpoints
 from .checkpoint import Checkpoint, InvalidCheckpoint, Tail, UnknownFormat, tail_begin
 from .files import PAGE, Files
 from .frame import UnknownVersion
-from .journal import DIRECTORY, Refused, file_names
+from .journal import DIRECTORY, SPARE, Refused, file_names
 from .offline import (
     OFFSET_MAX,
     BatchView,
     Counted,
     Finding,
+    ReadOnly,
     batches,
     extent_of,
+    misfits,
     overlaid,
     stored,
     survey,
@@ -70,6 +72,7 @@ if TYPE_CHECKING:
 REPORT: Final = "report.json"
 _CHUNK: Final = 1 << 20
 _FILE_BYTES: Final = 64 << 20  # of a journal file, where nothing is left to tell
+_NAME_BYTES_MAX: Final = 200  # of a name in quarantine; a file system takes 255
 
 
 class Hole(NamedTuple):
@@ -91,7 +94,8 @@ class Plan(NamedTuple):
     """``wrong``: what was found. ``lost``: what of it cannot be had back; ``level``: what that is.
 
     ``checkpoint`` None: there is no state to be written. ``rewrites`` and ``kept`` are the segments
-    that it needs. ``taken``: the files that go to quarantine.
+    that it needs. ``taken``: the files that go to quarantine; ``strays``: what else does, being no
+    file, or no directory, where there should be one.
     """
 
     level: Level
@@ -101,10 +105,11 @@ class Plan(NamedTuple):
     rewrites: list[Rewrite]
     kept: list[str]
     taken: list[str]
+    strays: list[str]
 
     @property
     def empty(self) -> bool:
-        return self.checkpoint is None and not self.taken
+        return self.checkpoint is None and not self.taken and not self.strays
 
     @property
     def made(self) -> list[str]:
@@ -122,11 +127,52 @@ def make_plan(files: Files, now_ns: int) -> Plan:
 
     Raises Refused for what another version made, which is no damage, and OSError.
     """
+    strays = misfits(files)
+    numbers = [checkpoints.number_in(name) for name in checkpoints.names(files)]
+    files = ReadOnly(files, strays)
     try:
+        number = max(0, *numbers, *_frame_numbers(Patient(files))) + 1
+        foreign = _foreign(Patient(files))
+        files = ReadOnly(files, foreign)
         left_over = _left_over(Patient(files))
-        return _plan(Patient(files, left_over), left_over, now_ns)
+        no_files = [name for name in strays if _tells(name)]
+        going = [*foreign, *left_over]
+        plan = _plan(Patient(files, left_over), going, no_files, number, now_ns)
     except UnknownVersion as error:
         raise Refused(str(error)) from None
+    wrong = [Finding(True, "it is not the kind of file to be here", name) for name in strays]
+    wrong += [Finding(True, "it is a checkpoint of another directory", name) for name in foreign]
+    return plan._replace(wrong=[*wrong, *plan.wrong], strays=strays)
+
+
+def _tells(name: str) -> bool:
+    """Whether a name alone tells of frames: that there may have been some in it, or up to it."""
+    return name.removeprefix(f"{DIRECTORY}/").isdecimal() or checkpoints.number_in(name) >= 0
+
+
+def _foreign(files: Patient) -> list[str]:
+    """Checkpoints of another journal than that of the frames. Where all are, the frames may be the
+    strangers as well: then those count of which most segments are there.
+    """
+    whole = {name: point for name in checkpoints.names(files) if (point := _whole(files, name))}
+    ours = journal_id(files)
+    theirs = [name for name, point in whole.items() if ours and point.journal != ours]
+    if len(theirs) < len(whole):
+        return theirs
+    return [name for name in theirs if not _has_segments(files, whole[name])]
+
+
+def _has_segments(files: Patient, point: Checkpoint) -> bool:
+    there = total = 0
+    for log in point.state.logs.values():
+        for segment in log.segments:
+            total += 1
+            try:
+                size = files.open(path(log.id, segment.base, segment.generation)).size()
+            except FileNotFoundError:
+                continue
+            there += size >= segment.bytes
+    return 2 * there >= total
 
 
 def _left_over(files: Patient) -> list[str]:
@@ -134,14 +180,18 @@ def _left_over(files: Patient) -> list[str]:
     and what is older was of use to nobody but it.
     """
     names = checkpoints.names(files)
-    whole = {name: point for name in names if (point := _whole(files, name)) is not None}
+    whole = {name: point for name in names if (point := _whole(files, name))}
     newest = max(whole, default="")
     if not newest or not whole[newest].number or whole[newest].crc:
         return []
     highest: dict[str, int] = {}
     for seen in heads(files, whole[newest].journal, OFFSET_MAX):
         highest[seen.file] = max(highest.get(seen.file, 0), seen.head.number)
-    journal = [name for name, number in highest.items() if number < whole[newest].number]
+    journal = [
+        name
+        for name, number in highest.items()
+        if number < whole[newest].number and name != SPARE  # which is still one
+    ]
     return [name for name in names if name < newest] + journal
 
 
@@ -154,7 +204,12 @@ def _whole(files: Patient, name: str) -> Checkpoint | None:
         raise Refused(f"{name}: {error}") from None
 
 
-def _plan(files: Patient, left_over: list[str], now_ns: int) -> Plan:
+def _plan(
+    files: Patient, left_over: list[str], no_files: list[str], number: int, now_ns: int
+) -> Plan:
+    """``left_over``: what goes anyway; ``no_files``: as for Salvage;
+    ``number``: above every frame and checkpoint, also of those that do not count.
+    """
     seen = survey(files)
     # (What is no damage and of a log was declared lost by a repair before.)
     wrong = [each for each in verify(files, Counted()) if each.damage or not each.log]
@@ -163,15 +218,15 @@ def _plan(files: Patient, left_over: list[str], now_ns: int) -> Plan:
         for name in (DIRECTORY, "logs")
         if name not in files.names("")
     ]
-    if not seen.torn and not any(each.damage for each in wrong):
+    if not seen.torn and not no_files and not any(each.damage for each in wrong):
         unknown = [each.file for each in wrong]
-        return Plan(Level.NOTHING, wrong, [], None, [], [], [*left_over, *unknown])
+        return Plan(Level.NOTHING, wrong, [], None, [], [], [*left_over, *unknown], [])
     level, losses, state = Level.NOTHING, list[Finding](), seen.final
-    if state is not None and DIRECTORY in files.names(""):
+    if state is not None and not no_files and DIRECTORY in files.names(""):
         found = _of_the_chain(files, seen)
         ends = {log.id: log.end for log in state.logs.values()}
     else:
-        salvage = Salvage(files, seen)
+        salvage = Salvage(files, seen, no_files)
         level, losses, state = salvage.level, salvage.lost, salvage.state
         found, ends = salvage.found, salvage.ends
     base = seen.base
@@ -183,7 +238,7 @@ def _plan(files: Patient, left_over: list[str], now_ns: int) -> Plan:
     point = Checkpoint(
         base.journal if base else journal_id(files) or now_ns,
         base.file_bytes if base else _file_bytes(files),
-        max(_numbers(files)) + 1,
+        number,
         0,
         now_ns,
         state,
@@ -191,8 +246,9 @@ def _plan(files: Patient, left_over: list[str], now_ns: int) -> Plan:
     )
     needed = {path(*segment) for segment in state.segments()}
     taken = [*left_over, *checkpoints.names(files), *file_names(files)]
+    taken += {SPARE}.intersection(each.file for each in heads(files, None, OFFSET_MAX))
     taken += [name for name in stored(files) if name not in needed]
-    return Plan(level, wrong, losses, point, layout.rewrites, layout.kept, taken)
+    return Plan(level, wrong, losses, point, layout.rewrites, layout.kept, taken, [])
 
 
 def _of_the_chain(files: Patient, seen: Survey) -> Found:
@@ -212,13 +268,8 @@ def _of_the_chain(files: Patient, seen: Survey) -> Found:
     return found
 
 
-def _numbers(files: Patient) -> Iterator[int]:
-    """Every frame number that anything names."""
-    yield 0
-    for name in checkpoints.names(files):
-        number = name.rpartition("-")[2]
-        if number.isdecimal() and int(number) < OFFSET_MAX:
-            yield int(number)
+def _frame_numbers(files: Patient) -> Iterator[int]:
+    """Every one that a frame names."""
     for seen in heads(files, journal_id(files), OFFSET_MAX):
         yield max(seen.head.number, seen.head.synced)
 
@@ -327,32 +378,61 @@ def carry_out(files: Files, plan: Plan) -> str:
     The directory has to be ours. Raises OSError; as long as there is no new checkpoint, nothing has
     changed but for copies in quarantine.
     """
-    patient = Patient(files)
     where = _make_directory(files)
-    for name in plan.taken:
-        _write(files, f"{where}/{_flat(name)}", _read(patient, name))
-    _write(files, f"{where}/{REPORT}", [report(plan, where)])
-    for name in (where, QUARANTINE, ""):
-        files.sync_directory(name)
-    if plan.checkpoint is not None:
-        _lay_out(files, plan, plan.checkpoint)
-        raw = checkpoints.encode(plan.checkpoint)
-        if not checkpoints.write(files, plan.checkpoint.number, raw, remove=False):
-            raise OSError(errno.ENOSPC, "no space for a checkpoint")
+    with ExitStack() as undo:
+        undo.callback(files.remove_directory, where)
+        places = _set_aside(files, plan, where, undo)
+        if plan.checkpoint is not None:
+            _lay_out(files, plan, plan.checkpoint, undo)
+            raw = checkpoints.encode(plan.checkpoint)
+            with ExitStack() as unsure:
+                # An error tells nothing: it may have its name, and then its segments are needed.
+                unsure.callback(undo.pop_all)
+                written = checkpoints.write(files, plan.checkpoint.number, raw, remove=False)
+                unsure.pop_all()
+            if not written:
+                raise OSError(errno.ENOSPC, "no space for a checkpoint")
+        undo.pop_all()
     # From here on it is repaired.
     for name in plan.taken:
-        files.rename(name, f"{where}/{_flat(name)}")
+        _take_away(files, name, places[name])
     for name in (where, *sorted({name.rpartition("/")[0] for name in plan.taken})):
         files.sync_directory(name)
     return where
 
 
-def _lay_out(files: Files, plan: Plan, point: Checkpoint) -> None:
+def _set_aside(files: Files, plan: Plan, where: str, undo: ExitStack) -> dict[str, str]:
+    """Copy what is to be taken away, and move what is no file. -> the places, by name."""
+    places = _places(plan, where)
+    patient = Patient(files)
+    for name in plan.taken:
+        _write(files, places[name], _read(patient, name), undo)
+    _write(files, f"{where}/{REPORT}", [report(plan, places)], undo)
+    for name in (where, QUARANTINE, ""):
+        files.sync_directory(name)
+    for name in plan.strays:
+        files.rename(name, places[name])
+        undo.callback(files.rename, places[name], name)
+    for name in sorted({name.rpartition("/")[0] for name in plan.strays}):
+        files.sync_directory(name)
+    return places
+
+
+def _take_away(files: Files, name: str, place: str) -> None:
+    try:
+        files.rename(name, place)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        files.unlink(name)  # of another file system, by a link; its copy is there, and synced
+
+
+def _lay_out(files: Files, plan: Plan, point: Checkpoint, undo: ExitStack) -> None:
     logs = [directory(log) for log in point.state.logs]
     for name in (DIRECTORY, "logs", *logs):
         files.make_directory(name)
     for each in plan.rewrites:
-        _write(files, each.file, _bytes_in(each, point.time_ns))
+        _write(files, each.file, _bytes_in(each, point.time_ns), undo)
     for name in plan.kept:
         files.open(name).sync()  # what was laid out since the last checkpoint nobody has synced
     for name in (*logs, "logs", DIRECTORY, ""):
@@ -380,8 +460,20 @@ def _make_directory(files: Files) -> str:
     return where
 
 
-def _flat(name: str) -> str:
-    return name.replace("/", "-")
+def _places(plan: Plan, where: str) -> dict[str, str]:
+    """A place in quarantine for each path: readable, and short enough to be a name."""
+    places: dict[str, str] = {}
+    used = {REPORT}
+    for name in (*plan.taken, *plan.strays):
+        raw = name.replace("/", "-").encode(errors="surrogateescape")
+        stem = raw[:_NAME_BYTES_MAX].decode(errors="surrogateescape")
+        flat, again = stem, 0
+        while flat in used:
+            again += 1
+            flat = f"{stem}.{again}"
+        used.add(flat)
+        places[name] = f"{where}/{flat}"
+    return places
 
 
 def _read(files: Patient, name: str) -> Iterator[bytes]:
@@ -390,9 +482,10 @@ def _read(files: Patient, name: str) -> Iterator[bytes]:
         yield file.read(position, _CHUNK)
 
 
-def _write(files: Files, name: str, parts: Iterable[bytes]) -> None:
+def _write(files: Files, name: str, parts: Iterable[bytes], undo: ExitStack) -> None:
     """A new file, synced; its name is not."""
     file = files.create(name)
+    undo.callback(files.unlink, name)
     position, waiting, size = 0, list[bytes](), 0
     for part in chain(parts, (b"",)):
         waiting.append(part)
@@ -403,7 +496,7 @@ def _write(files: Files, name: str, parts: Iterable[bytes]) -> None:
     file.sync()
 
 
-def report(plan: Plan, where: str) -> bytes:
+def report(plan: Plan, places: dict[str, str]) -> bytes:
     """What stands beside what was taken away: why, what is lost, and how to undo it."""
     back = "With nobody on the directory, move each file of taken from here to its place."
     if plan.checkpoint is not None:
@@ -416,6 +509,7 @@ def report(plan: Plan, where: str) -> bytes:
         "wrong": [each._asdict() for each in plan.wrong],
         "lost": [each._asdict() for each in plan.lost],
         "made": plan.made,
-        "taken": {f"{where}/{_flat(name)}": name for name in plan.taken},
+        "taken": {place: name for name, place in places.items()},
     }
-    return msgspec.json.format(msgspec.json.encode(told), indent=2) + b"\n"
+    # (Of the standard library: a file's name need not be UTF-8.)
+    return json.dumps(told, indent=2).encode() + b"\n"

@@ -26,7 +26,7 @@ from rlog_client.model import PRODUCER_ID
 from . import checkpoint as checkpoints
 from . import facts, frame, state
 from .files import PAGE, Files
-from .journal import DIRECTORY, Mark, file_names, scan
+from .journal import DIRECTORY, SPARE, Mark, file_names, scan
 from .offline import (
     OFFSET_MAX,
     BatchView,
@@ -82,20 +82,12 @@ class _PatientFile(ReadOnlyFile):
 
 
 class Patient(ReadOnly):
-    """A directory, without the files that are ``hidden``. What the disk does not give reads as
-    zeros, which are never valid, and so count as damage.
+    """What the disk does not give reads as zeros, which are never valid, and so count as
+    damage.
     """
-
-    def __init__(self, files: Files, hidden: Iterable[str] = ()) -> None:
-        super().__init__(files)
-        self._hidden = frozenset(hidden)
 
     def open(self, path: str, *, write: bool = True) -> _PatientFile:
         return _PatientFile(super().open(path))
-
-    def names(self, path: str) -> list[str]:
-        prefix = f"{path}/" if path else ""
-        return [name for name in super().names(path) if prefix + name not in self._hidden]
 
     def contents(self, name: str) -> bytes:
         file = self.open(name)
@@ -191,16 +183,26 @@ def heads(files: Files, journal: int | None, above: int) -> list[Seen]:
     looked at above ``above``. Raises UnknownVersion, or Refused.
 
     What stands inside another's extent is its user's; what has a lower number than the frame before
-    it is what a recycled file held before.
+    it is what a recycled file held before. The spare file has such frames alone, unless it is
+    another that got its name: then it has some above all others.
     """
     found = []
-    for name in file_names(files):
-        highest = behind = 0
+    top = above if above < OFFSET_MAX else 0
+    for name in _journal_files(files):
+        highest = top if name == SPARE else 0
+        behind = 0
         for seen in scan(files.open(name, write=False), name, journal, above):
             if seen.position >= behind and seen.head.number > highest:
                 found.append(seen)
                 highest, behind = seen.head.number, seen.end
+        top = max(top, highest)
     return found
+
+
+def _journal_files(files: Files) -> list[str]:
+    """In order, and last the spare one if it is there."""
+    spare = [SPARE] if SPARE.rpartition("/")[2] in files.names(DIRECTORY) else []
+    return [*file_names(files), *spare]
 
 
 def journal_id(files: Files) -> int:
@@ -240,7 +242,7 @@ def chain(
         follows = [s for s in by_number.get(last.number + 1, ()) if s.head.previous == last.crc]
         if not follows and last.number < proven:
             later = numbers[bisect_right(numbers, last.number + 1) :]
-            theirs = ([s for s in by_number[n] if n < limits[s.file]] for n in later)
+            theirs = ([s for s in by_number[n] if n < limits.get(s.file, n + 1)] for n in later)
             follows = next(filter(None, theirs), [])
         if not follows or (not follows[-1].sound and follows[-1].head.number > proven):
             break
@@ -281,7 +283,8 @@ class Salvage:
     ``ends``: where the logs ended before the first gap, by id; empty where there is none.
     """
 
-    def __init__(self, files: Patient, seen: Survey) -> None:
+    def __init__(self, files: Patient, seen: Survey, no_files: Sequence[str] = ()) -> None:
+        """``no_files``: the journal's, and checkpoints, where there is something else now."""
         self._files = files
         self._survey = seen
         self._base = base = seen.base
@@ -303,12 +306,18 @@ class Salvage:
         mark = Mark(base.number, base.crc) if base else Mark(0, 0)
         frames = heads(files, base.journal if base else journal_id(files), mark.number)
         proven = max([mark.number, *(each.head.synced for each in frames)])
+        damaged = (point.name for point in seen.checkpoints if point.content is None)
+        proven = max([proven, *map(checkpoints.number_in, (*damaged, *no_files))])
         taken, gaps = chain(files, frames, mark, proven)
         after = {gap.after: gap for gap in gaps}
         for each in taken:
             self._take(each, after.get(each))
         if None in after:
             self._open(after[None])
+        elif (torn := self._torn(frames, taken, mark)) is not None:
+            self._open(torn)
+        self._judge_others(frames, no_files)
+        self._judge_mark(frames)
         self._judge_ends(taken)
         if self.level > Level.NOTHING:
             self._close()
@@ -404,6 +413,57 @@ class Salvage:
         log = self.state.logs.get(header.log)
         name = f"log {log.name}" if log else f"log id {header.log}"
         return f"the offsets {header.base} to {header.end} of {name}"
+
+    def _torn(self, frames: Sequence[Seen], taken: Sequence[Seen], mark: Mark) -> Gap | None:
+        """What begins behind the last frame and is not whole. (A start that goes well tells it.)"""
+        ends = [*taken, *(seen for seen in frames if (seen.head.number, seen.head.crc) == mark)]
+        if not ends:
+            return None
+        last = taken[-1] if taken else ends[-1]
+        later = [(name, 0) for name in file_names(self._files) if name > last.file]
+        for name, position in ((last.file, last.end), *later):
+            read = self._files.reader(name)
+            if not any(read(position, PAGE)):
+                continue
+            claimed = frame.peek(read(position, frame.HEAD_BYTES))
+            facts_bytes = claimed[1] if claimed else 0
+            head = frame.parse(read(position, frame.HEAD_BYTES + facts_bytes), None)
+            if head is None or head.number > last.head.number:  # else the file held that before
+                return Gap(last.head.number + 1, last.head.number + 1, last, None)
+        return None
+
+    def _judge_others(self, frames: Sequence[Seen], no_files: Sequence[str]) -> None:
+        """Nobody knows what stood where no file of this journal is now, if no later one goes on."""
+        if self._base is None:
+            return
+        ours = {seen.file for seen in frames}
+        theirs = {s.file for s in heads(self._files, None, OFFSET_MAX)} - {*ours, SPARE}
+        last = max(ours, default="")
+        lost = (name for name in no_files if name.startswith(DIRECTORY))
+        for name in sorted(name for name in (*theirs, *lost) if name > last):
+            self._interrupt()
+            what = "of another directory's journal" if name in theirs else "no file"
+            self._lose(Level.TAIL, f"it is {what}: what stood in its place is lost", name)
+        if theirs and not ours:
+            text = (
+                "all of it is of another directory, or else the checkpoints are: those are believed"
+                " (if they are the strangers, take them away and repair again)"
+            )
+            self._lose(Level.LOSS, text)
+
+    def _judge_mark(self, frames: Sequence[Seen]) -> None:
+        """The frame that a checkpoint stands at is in the journal for as long as that is the
+        newest. Where it is not, what came behind it is gone as well. (A repair's stands at none.)
+        """
+        base = self._base
+        if base is None or not base.crc or any(s.head.number >= base.number for s in frames):
+            return
+        self._interrupt()
+        text = (
+            f"frame {base.number}, at which the checkpoint stands, and all frames behind it"
+            " are not there: what was only there is lost"
+        )
+        self._lose(Level.TAIL, text)
 
     def _judge_ends(self, taken: Sequence[Seen]) -> None:
         """Nobody knows what a journal file held that is too short, unless a later one goes on."""

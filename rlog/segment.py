@@ -3,11 +3,9 @@ else. (Of one that was compacted: and sparse ones, where records are absent. It 
 another *generation*.)
 
 A walk checks headers one after the other: each must be the next offset of this log, and where one
-is
-not, the walk says from which offset to which the records are lost and goes on behind them. (Readers
-that are served find whole batches by the same rules in ``log``, and walk where those are broken.)
-It
-is pure: it sees bytes through a function.
+is not, the walk says from which offset to which the records are lost and goes on behind them.
+(Readers that are served find whole batches by the same rules in ``log``, and walk where those are
+broken.) It is pure: it sees bytes through a function.
 """
 
 from __future__ import annotations
@@ -164,10 +162,9 @@ def _resume(window: _Window, extent: Extent, position: int, expected: int) -> Fo
 
     A body is its user's and may hold anything, also what looks like a header. So one counts only if
     what follows it is the next batch again, or the end of the segment. (A body cannot by chance
-    hold
-    two that follow each other: they would have this log's id and offsets that did not exist yet
-    when
-    it was appended. One who forges them would still need the rot to strike that very batch.)
+    hold two that follow each other: they would have this log's id and offsets that did not exist
+    yet when it was appended. One who forges them would still need the rot to strike that very
+    batch.)
     """
     while position + HEADER_BYTES <= extent.length:
         # One header more than a window, so that none is cut in two.

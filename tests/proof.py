@@ -26,6 +26,8 @@ from typing import Any, Final, NamedTuple
 
 ROOT: Final = Path(__file__).parents[1]
 RESULTS: Final = ROOT / "proof" / "results.jsonl"
+DIRTY: Final = "-dirty"
+_JUDGED: Final = (0, 1)  # pytest's exit codes when all tests ran; else a result says too little
 
 
 class Stage(NamedTuple):
@@ -73,7 +75,9 @@ class Results:
 
     def passed(self, stage: Stage, commit: str) -> bool:
         result = self.of.get(stage.name)
-        return result is not None and result["commit"] == commit and not result["failed"]
+        if result is None or commit.endswith(DIRTY):
+            return False  # what a tree held that is no commit, nobody knows any more
+        return bool(result["commit"] == commit and not result["failed"])
 
     def add(self, result: dict[str, Any]) -> None:
         self.of[result["stage"]] = result
@@ -85,7 +89,7 @@ class Results:
 def commit() -> str:
     """That of the tree, with a mark if the tree is none."""
     said = subprocess.check_output(
-        ["git", "describe", "--always", "--abbrev=12", "--dirty"], cwd=ROOT, text=True
+        ["git", "describe", "--always", "--abbrev=12", f"--dirty={DIRTY}"], cwd=ROOT, text=True
     )
     return said.strip()
 
@@ -108,7 +112,7 @@ def run(stage: Stage, seed: int) -> dict[str, Any]:
             *stage.tests,
         ]
         done = subprocess.run(command, cwd=ROOT, check=False)
-        if not results.exists():
+        if done.returncode not in _JUDGED or not results.exists():
             raise SystemExit(f"{stage.name}: pytest ended with {done.returncode}, and no result")
         [line] = results.read_text().splitlines()
     return {

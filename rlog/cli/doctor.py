@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 DISTRIBUTION: Final = "rlog-server"
 SYNCS: Final = 200
+MOUNTS: Final = "/proc/self/mountinfo"
 _TIME_ERROR: Final = 5  # of adjtimex: the clock is not synchronised
 _PAINTS: Final = {"ok": "32", "warn": "33;1", "bad": "31;1"}
 
@@ -56,12 +57,13 @@ def _mount_of(path: str) -> tuple[str, frozenset[str], str]:
     """Kind, options and device number of the mount that holds ``path``."""
     device = os.stat(path).st_dev
     number = f"{os.major(device)}:{os.minor(device)}"
-    best: tuple[int, str, frozenset[str], str] = (-1, "unknown", frozenset(), number)
+    best: tuple[int, str, frozenset[str], str] = (-1, "", frozenset(), number)
     here = os.path.realpath(path)
-    with contextlib.suppress(OSError), open("/proc/self/mountinfo", errors="replace") as lines:
+    with contextlib.suppress(OSError), open(MOUNTS, errors="replace") as lines:
         for line in lines:
             left, _, right = line.partition(" - ")
-            fields, (kind, _source, more) = left.split(), right.split()[:3]
+            # Split at each blank: the second of the right, the source, can be empty.
+            fields, (kind, _source, more) = left.split(), right.rstrip("\n").split(" ")[:3]
             # Octal escapes stand for blanks in names.
             point = re.sub(r"\\(\d{3})", lambda found: chr(int(found[1], 8)), fields[4])
             inside = here == point or here.startswith(point.rstrip("/") + "/")
@@ -139,11 +141,12 @@ def measure_syncs(directory: str, count: int) -> list[float]:
 
 
 def look_at_limits() -> Limits:
-    hard = [
-        resource.getrlimit(which)[1]
-        for which in (resource.RLIMIT_NOFILE, resource.RLIMIT_AS, resource.RLIMIT_FSIZE)
+    found = [
+        resource.getrlimit(resource.RLIMIT_NOFILE)[1],  # a server raises its own to that
+        resource.getrlimit(resource.RLIMIT_AS)[0],
+        resource.getrlimit(resource.RLIMIT_FSIZE)[0],
     ]
-    return Limits(*(None if value == resource.RLIM_INFINITY else value for value in hard))
+    return Limits(*(None if value == resource.RLIM_INFINITY else value for value in found))
 
 
 def look_at_clock(began: tuple[float, float]) -> Clock:
@@ -191,13 +194,17 @@ def look_at_software() -> Software:
     return Software(python, kernel, needed, installed, bool(hardware_based))
 
 
-def _holder(directory: str) -> str | None:
+def look_at_holder(directory: str) -> Verdict:
     try:
         with held(directory):
-            return None
+            return judge.judge_holder(None)
     except Locked as error:
         found = re.search(r"in use by process (\d+)", str(error))
-        return found[1] if found else "?"
+        return judge.judge_holder(found[1] if found else "?")
+    except OSError as error:
+        # Of another user, most often. Whether the server may open it, only its user can tell.
+        text = f"its lock cannot be looked at: {error.strerror}"
+        return Verdict("directory", "warn", text, "ask again as the server's user")
 
 
 # --- the command ----------------------------------------------------------------------------
@@ -213,7 +220,7 @@ def _examine(directory: str, syncs: int) -> Iterator[Verdict]:
     except OSError as error:
         advice = "give the server's user the directory, and room in it"
         yield Verdict("sync", "bad", f"no file can be written and synced: {error}", advice)
-    yield judge.judge_holder(_holder(directory))
+    yield look_at_holder(directory)
     yield from judge.judge_limits(look_at_limits())
     yield from judge.judge_clock(look_at_clock(began))
     yield from judge.judge_software(look_at_software())

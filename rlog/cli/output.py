@@ -6,6 +6,7 @@ left over when the reader goes away, and what was written is known.
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import sys
@@ -209,7 +210,10 @@ def _aligned(text: str, width: int, right: bool) -> str:
 
 
 def _json(row: Any) -> bytes:
-    return msgspec.json.encode(row)
+    try:
+        return msgspec.json.encode(row)
+    except UnicodeEncodeError:
+        return json.dumps(row).encode()  # the name of a file that is no UTF-8
 
 
 def _shown(name: str, value: Any, human: Mapping[str, Any] | None) -> str:

@@ -7,6 +7,7 @@ takes: ``--truncate-tail`` or ``--accept-loss``. It removes nothing: what it tak
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from ..repair import REPORT, carry_out, make_plan
 from ..salvage import Level
 from .exits import Exit, Stopped
 from .options import Settings, command, dry_run, option
+from .output import size
 from .verify import held, row, sentence
 
 if TYPE_CHECKING:
@@ -67,8 +69,8 @@ def repair(
     if not os.path.isdir(directory):
         raise Stopped(Exit.NOT_FOUND, f"{directory} is no directory")
     files = Disk(directory)
-    if not is_data_directory(files) and "logs" not in files.names(""):
-        raise Stopped(Exit.NOT_FOUND, f"{directory} is no data directory: it has no journal")
+    if not is_data_directory(files):
+        raise Stopped(Exit.NOT_FOUND, f"{directory} is no data directory: nothing in it is ours")
     if not dry_run and (owner := os.stat(directory).st_uid) != os.geteuid():
         # Its files would be ours, and the server could not open them.
         raise Stopped(Exit.ERROR, f"{directory} belongs to user id {owner}: repair it as that user")
@@ -78,16 +80,27 @@ def repair(
         enough = plan.level <= allowed
         where = None
         if enough and not plan.empty and not dry_run:
-            where = carry_out(files, plan)
+            where = _carried_out(files, plan)
     _show(settings.out, plan, where)
     _say(settings.out, plan, where, enough=enough)
     return Exit.OK if enough else Exit.CORRUPT
 
 
+def _carried_out(files: Disk, plan: Plan) -> str:
+    try:
+        return carry_out(files, plan)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        copied = sum(os.path.getsize(f"{files.root}/{name}") for name in plan.taken)
+        text = f"no space for copies of what is taken away, {size(copied)}; nothing has changed"
+        raise Stopped(Exit.ERROR, text) from None
+
+
 def _show(out: Output, plan: Plan, where: str | None) -> None:
     told: list[tuple[str, Finding]] = [("wrong", each) for each in plan.wrong]
     told += [("lost", each) for each in plan.lost]
-    actions = [f"take {name} away" for name in plan.taken]
+    actions = [f"take {name} away" for name in (*plan.taken, *plan.strays)]
     actions += [f"write {name}" for name in plan.made]
     if out.form == "json":
         out.one(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -185,3 +186,59 @@ def test_the_mount_is_found_by_its_longest_point() -> None:
     assert gather.look_at_place("/proc").kind == "proc"
     assert gather.look_at_place("/proc/self/fd").kind == "proc"
     assert gather.look_at_place("/").kind != "proc"
+
+
+def test_a_mount_of_nothing_and_one_with_blanks_in_its_name_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "a b"
+    here.mkdir()
+    table = tmp_path / "mountinfo"
+    point = str(here).replace(" ", "\\040")
+    table.write_text(f"""\
+22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
+43 22 0:39 / /elsewhere rw,relatime - tmpfs  rw
+44 22 0:40 / {point} rw,nosuid - tmpfs  rw,size=1k
+""")
+    monkeypatch.setattr(gather, "MOUNTS", str(table))
+    place = gather.look_at_place(str(here))
+    assert place.kind == "tmpfs"
+    assert place.options == {"rw", "nosuid", "size=1k"}
+    assert gather.look_at_place(str(tmp_path)).kind == "ext4"
+
+
+def test_what_the_system_does_not_say_is_not_guessed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gather, "MOUNTS", str(tmp_path / "not there"))
+    place = gather.look_at_place(str(tmp_path))
+    assert levels(judge.judge_file_system(place)) == ["ok"]
+
+
+def test_the_limits_are_those_that_a_server_started_here_would_have() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (32 * MIB, hard))
+    try:
+        assert gather.look_at_limits().file_size == 32 * MIB
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+def test_the_directory_of_somebody_else_is_judged_as_far_as_it_can_be(tmp_path: Path) -> None:
+    Lock(str(tmp_path)).release()
+    (tmp_path / "lock").chmod(0o600)
+    for each in (tmp_path, *tmp_path.parents[:2]):
+        each.chmod(0o755)
+    os.seteuid(12345)
+    try:
+        verdict = gather.look_at_holder(str(tmp_path))
+    finally:
+        os.seteuid(0)
+    assert (verdict.level, "Permission denied" in verdict.found) == ("warn", True)
+
+
+@pytest.mark.parametrize("device", ["ram0", "zram1"])
+def test_a_disk_of_memory_is_none(device: str) -> None:
+    place = PLACE._replace(device=device, write_cache="write through")
+    assert levels(judge.judge_syncs(place, [10e-6])) == ["ok", "bad"]

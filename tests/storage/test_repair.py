@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import random
+import tracemalloc
 from collections import Counter
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ import pytest
 from rlog import checkpoint as checkpoints
 from rlog import facts, frame
 from rlog.journal import Mark, Refused, Seen, scan
-from rlog.offline import Counted, verify
+from rlog.offline import Counted, salvaged, verify
 from rlog.repair import REPORT, carry_out, make_plan
 from rlog.salvage import EPOCH_LEAP, Level, chain
 from rlog.segment import path
@@ -307,6 +308,107 @@ def test_without_any_checkpoint_logs_keep_their_names_if_they_can_still_be_read(
         assert ("not believed: the cursor of c stood at" in told) == bool(length)
 
 
+def without_journal() -> tuple[Directory, SimDisk]:
+    made = directory()
+    disk = made.disk.copy()
+    for name in made.tree:
+        if name.startswith("journal/0"):
+            disk.unlink(name)
+    return made, disk
+
+
+def test_a_journal_that_lost_the_frame_of_its_checkpoint_lost_what_came_behind_it() -> None:
+    made, disk = without_journal()
+    with pytest.raises(Refused, match="at which the checkpoint stands, is missing"):
+        Server(disk.copy())
+    mended = mend(made, disk)
+    assert not mended.wrong
+    assert "and all frames behind it are not there" in mended.plan.lost[0].text
+    named = {each.log for each in mended.plan.lost if each.text.startswith("there may have been")}
+    assert named >= {"a", "n", "k"}
+
+
+@pytest.mark.parametrize("is_file", [True, False])
+def test_the_name_of_a_damaged_checkpoint_proves_the_frame_that_it_stands_at(
+    is_file: bool,
+) -> None:
+    made, disk = without_journal()
+    newest = max(name for name in made.tree if name.startswith("checkpoint"))
+    if is_file:
+        disk.replace(newest, b"rot")
+    else:
+        disk.unlink(newest)
+        disk.make_directory(newest)
+    older = max(name for name in disk.tree() if name.startswith("checkpoint") and name != newest)
+    # The frame of the older one is there, and nothing else.
+    number = checkpoints.decode(disk.contents(older)).number
+    first = min(name for name in made.tree if name.startswith("journal/0"))
+    (seen,) = [
+        each
+        for name in made.tree
+        if name.startswith("journal/0")
+        for each in scan(made.disk.open(name), name, None, 0)
+        if each.head.number == number
+    ]
+    disk.create(first).write(
+        0, [made.tree[seen.file][: seen.end].ljust(len(made.tree[first]), b"\0")]
+    )
+    if is_file:
+        with pytest.raises(Refused, match="were synced and are missing"):
+            Server(disk.copy())
+        assert not mend(made, disk.copy()).wrong
+    plan = make_plan(disk, NOW_NS)
+    assert "are missing or damaged" in plan.lost[0].text
+
+
+def test_the_spare_file_is_asked_for_frames_that_are_missing() -> None:
+    made = directory()
+    last = max(name for name in made.tree if name.startswith("journal/0"))
+    disk = made.disk.copy()
+    disk.replace(last, bytes(len(made.tree[last])))
+    if "journal/spare" not in disk.tree():
+        disk.create("journal/spare")
+    disk.replace("journal/spare", made.tree[last])
+    with pytest.raises(Refused, match="journal/spare holds frame"):
+        Server(disk.copy())
+    mended = mend(made, disk)
+    assert not mended.wrong
+    assert not mended.plan.lost
+    point = mended.plan.checkpoint
+    assert point is not None
+    assert {log.name: (log.first, log.end) for log in point.state.logs.values()} == (
+        made.moments[-1].ends
+    )
+
+
+def test_a_torn_tail_is_named_where_a_start_would_be_refused() -> None:
+    made = directory()
+    disk = made.disk.copy()
+    frames = [
+        seen
+        for name in made.tree
+        if name.startswith("journal/0")
+        for seen in scan(disk.open(name), name, None, 0)
+    ]
+    for seen in (appended(made, 6), max(frames, key=lambda each: each.head.number)):
+        disk.replace(seen.file, flip(disk.contents(seen.file), seen.position + 41))
+    mended = mend(made, disk)
+    assert not mended.wrong
+    told = " ".join(each.text for each in mended.plan.lost)
+    last = max(each.head.number for each in frames)
+    assert f"frames {last} to {last} are missing or damaged" in told
+
+
+def test_a_damaged_length_takes_no_memory() -> None:
+    raw = bytes(frame.HEAD_BYTES) + b"\xdd\x05\xff\xff\xff" * 100
+    tracemalloc.start()
+    try:
+        assert salvaged(raw, len(raw) - frame.HEAD_BYTES) == []
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
 # --- what stays as it is --------------------------------------------------------------------
 
 
@@ -399,7 +501,7 @@ def test_a_sector_that_cannot_be_read_is_damage_like_any_other() -> None:
     assert [index for index, payload in enumerate(log.records) if payload is None] == [2]
 
 
-def test_without_space_nothing_changes_but_quarantine() -> None:
+def test_without_space_nothing_changes_and_none_is_taken() -> None:
     made = directory()
     name = path(1, 2)
     disk = made.damaged(name, flip(made.tree[name], 100))
@@ -411,7 +513,7 @@ def test_without_space_nothing_changes_but_quarantine() -> None:
         tight.free = free
         with pytest.raises(OSError, match="no space"):
             carry_out(tight, plan)
-        assert {name: tight.contents(name) for name in before} == before
+        assert tight.tree() == before
         tight.free = None
         assert start(tight) == expected
         assert make_plan(tight, NOW_NS).level is Level.LOSS
