@@ -274,7 +274,7 @@ class Engine(Hub):
                 if not alive:
                     session.break_off(f"lost {self.directory}: {self.dead}")
                     return True
-                while session.outgoing and not peer.overfull:
+                while session.outgoing and not peer.overfull():
                     _pour(session.outgoing.popleft(), peer)
                 self._drive(peer)
                 self._wake_for_what_is_due()
