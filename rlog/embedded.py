@@ -392,6 +392,8 @@ class Engine(Hub):
 class EmbeddedTransport(Transport):
     """A client's way to an engine."""
 
+    room_ahead = 0  # what comes is read by this thread itself
+
     def __init__(self, engine: Engine, name: str, timeout: float | None) -> None:
         super().__init__(engine.directory, name, timeout)
         self._engine = engine
