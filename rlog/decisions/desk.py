@@ -598,6 +598,7 @@ _MAKES_ROOM: Final = (
 )  # fmt: skip
 
 SILENT_SECONDS: Final = 3600.0  # then a producer without a name is forgotten, or a client,
+HEARD_SECONDS: Final = 1.0  # and so much later: not every request is worth a note
 SILENT_MAX: Final = 1 << 16  # of which so many are remembered at all
 _DROPS_MAX: Final = 8  # at one request
 _Who = TypeVar("_Who")
@@ -605,12 +606,14 @@ _Who = TypeVar("_Who")
 
 def note_heard(silent: OrderedDict[_Who, float], who: _Who, now: float) -> list[_Who]:
     """Those that are forgotten now, because no repetition of theirs can come any more."""
+    if now - silent.get(who, -HEARD_SECONDS) < HEARD_SECONDS:
+        return []
     silent[who] = now
     silent.move_to_end(who)
     dropped = []
     for _ in range(_DROPS_MAX):
         oldest, heard = next(iter(silent.items()))
-        if heard > now - SILENT_SECONDS and len(silent) <= SILENT_MAX:
+        if heard > now - SILENT_SECONDS - HEARD_SECONDS and len(silent) <= SILENT_MAX:
             break
         del silent[oldest]
         dropped.append(oldest)
