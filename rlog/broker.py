@@ -18,7 +18,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from rlog_client import protocol
-from rlog_client.batch import HEADER_BYTES, parse_header
+from rlog_client.batch import HEADER_BYTES
 from rlog_client.errors import (
     NotFound,
     OffsetOutOfRange,
@@ -310,7 +310,7 @@ class Broker:
     @staticmethod
     def _unknown(waiting: Waiting, reason: str) -> RlogError:
         if isinstance(waiting.control, protocol.Append):
-            header = parse_header(waiting.produced)
+            [(header, _produced, _body)] = waiting.batches
             return OutcomeUnknown(
                 f"the append may be in the log or not: {reason}",
                 producer=header.producer,

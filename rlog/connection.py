@@ -1,17 +1,20 @@
 """One connection of the server: a peer of the broker's behind a socket.
 
-Plain non-blocking calls under trio's ``wait_readable``: one receive takes many messages, one send
-carries all answers of a frame, and an idle connection holds one task and no buffer. What is to be
-sent goes out at once where the socket takes it; where it does not, a drain task of the connection
-waits, and it alone reads the disk when the page cache has not got the records.
+Plain non-blocking calls: one receive takes many messages, one send carries all answers of a frame,
+and an idle connection holds no task and no buffer. One task reads all of them, by an epoll of its
+own: a task switch and a system call to wait anew would be half of what a small request costs. What
+is to be sent goes out at once where the socket takes it; where it does not, a drain task of the
+connection waits, and it alone reads the disk when the page cache has not got the records.
 """
 
 from __future__ import annotations
 
 import logging
+import select
 import socket
 from abc import abstractmethod
 from functools import partial
+from itertools import islice
 from struct import Struct
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -25,6 +28,7 @@ from .peer import OUT_BYTES_MAX, Hub, Peer
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from .driver import Driver
     from .membership import Membership
     from .subscription import Subscription
 
@@ -33,22 +37,104 @@ logger = logging.getLogger("rlog.connection")
 RECEIVE_BYTES: Final = 64 * 1024
 HELLO_SECONDS: Final = 5.0
 MESSAGE_SECONDS: Final = 30.0
+LATE_SECONDS: Final = 0.5  # between two looks at who is too slow
 VANISHED_SECONDS: Final = 15.0
 # Of Linux's struct tcp_info: tcpi_retransmits, tcpi_probes, tcpi_last_ack_recv (ms).
 _TCP_INFO: Final = Struct("=2xBB52xI")
 assert _TCP_INFO.size == 60
 _SEND_PIECES: Final = 64
+_READY_MAX: Final = 64  # connections that are read before anybody else has a turn
 
 _Found = TypeVar("_Found")
 
 
 class TaskHub(Hub):
-    """A hub that runs the tasks of its connections."""
+    """A hub that reads its connections, and runs their tasks."""
+
+    def __init__(self, driver: Driver) -> None:
+        super().__init__(driver)
+        self.connections: set[Connection] = set()  # that are open
+        self._epoll = select.epoll()
+        self._read: dict[int, Connection] = {}  # by descriptor: those who are read
+        self._late_at: dict[Connection, float] = {}  # when what has begun is to be whole
+        self._awaited = trio.Event()  # there is something in it
 
     @abstractmethod
     def start(
         self, connection: Connection, task: Callable[..., Awaitable[None]], *args: object
     ) -> None: ...
+
+    @abstractmethod
+    def failed(self, connection: Connection, error: Exception) -> None:
+        """Something of ours failed in a connection. Inside an ``except``."""
+
+    def add(self, connection: Connection) -> None:
+        self.connections.add(connection)
+        self.read(connection)
+        self.await_whole(connection, HELLO_SECONDS)
+
+    def remove(self, connection: Connection) -> None:
+        self.ignore(connection)
+        self.await_nothing(connection)
+        self.connections.discard(connection)
+
+    def end_all(self) -> None:
+        """It is over. (``read_all`` has ended.)"""
+        for connection in list(self.connections):
+            connection.close()
+        self._epoll.close()
+
+    def read(self, connection: Connection) -> None:
+        """Have ``connection.readable`` called when there is something to receive."""
+        descriptor = connection.fileno()
+        self._epoll.register(descriptor, select.EPOLLIN)
+        self._read[descriptor] = connection
+
+    def ignore(self, connection: Connection) -> None:
+        """Read it no more."""
+        descriptor = connection.fileno()
+        if self._read.get(descriptor) is connection:
+            del self._read[descriptor]
+            # Not left to the close: a child of this process may have the socket, too.
+            self._epoll.unregister(descriptor)
+
+    async def read_all(self) -> None:
+        """Read whoever has sent something."""
+        while True:
+            await trio.lowlevel.wait_readable(self._epoll)
+            # Level-triggered, and each has one turn: there may be more.
+            for descriptor, _ in self._epoll.poll(0, _READY_MAX):
+                connection = self._read.get(descriptor)
+                if connection is not None:  # or another one has just ended it
+                    self._attend(connection, connection.readable)
+
+    def _attend(self, connection: Connection, act: Callable[[], None]) -> None:
+        """What fails in a connection, should it ever, ends that one alone."""
+        try:
+            act()
+        except Exception as error:
+            self.failed(connection, error)
+
+    def await_whole(self, connection: Connection, seconds: float) -> None:
+        """Something has begun: it is to be whole by then."""
+        if connection not in self._late_at:
+            self._late_at[connection] = trio.current_time() + seconds
+            self._awaited.set()
+
+    def await_nothing(self, connection: Connection) -> None:
+        self._late_at.pop(connection, None)
+
+    async def end_the_late(self) -> None:
+        """End those who take too long over a greeting, or over a message."""
+        while True:
+            if not self._late_at:
+                self._awaited = trio.Event()
+                await self._awaited.wait()
+            await trio.sleep(LATE_SECONDS)
+            now = trio.current_time()
+            for connection in [each for each, when in self._late_at.items() if when <= now]:
+                self.await_nothing(connection)
+                self._attend(connection, connection.late)
 
 
 class Connection(Peer):
@@ -60,60 +146,76 @@ class Connection(Peer):
         self._socket = sock
         self._draining = False
         self._drained: trio.Event | None = None  # set when the drain task has ended
-        self._room: trio.Event | None = None  # set when there is room for more requests
+        self._full = False  # nothing is read before there is room for more requests
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
 
     # --- receiving ----------------------------------------------------------------------------
 
-    async def serve(self) -> None:
-        """Read and obey until the peer is gone, or misbehaves."""
-        reason = "closed by the client"
+    def readable(self) -> None:
+        """Take what has arrived, and obey it."""
         try:
-            if not await self._serve():
-                reason = "too slow: no greeting, or half a message, for too long"
-                logger.warning("%s: %s", self.address, reason)
+            if self._receive():
+                self._go_on()
+            else:
+                self._end("closed by the client")
         except ProtocolError as error:
-            reason = str(error)
-            logger.warning("%s misbehaved: %s", self.address, reason)
-            self.answer(error.request, protocol.error_control(error.error))
-            self.flush()
-        except (OSError, trio.ClosedResourceError) as error:
-            reason = str(error)
-        logger.debug("%s (%s) ended: %s", self.address, self.name, reason)
+            self._misbehaved(error)
+        except OSError as error:
+            self._end(str(error))
 
-    async def _serve(self) -> bool:
-        """False: the peer was too slow."""
-        deadline = trio.current_time() + HELLO_SECONDS
-        while True:
-            with trio.CancelScope(deadline=deadline) as scope:
-                await self._read(scope)
-            if not scope.cancelled_caught:
-                return True
-            # The loop may have stood still, not the peer: what has arrived since counts.
-            if not self._receive() or not self.obey_all() or self._unfinished:
-                return False
-            deadline = float("inf")
+    def late(self) -> None:
+        """It has taken too long over a greeting, or over a message."""
+        # The loop may have stood still, not the peer: what has arrived since counts.
+        self.readable()
+        if not self.closed and not self._full and self._unfinished():
+            reason = "too slow: no greeting, or half a message, for too long"
+            logger.warning("%s: %s", self.address, reason)
+            self._end(reason)
 
-    async def _read(self, scope: trio.CancelScope) -> None:
-        while not self.closed:
-            # Wait first, even if there may be more: each connection has its turn.
-            await trio.lowlevel.wait_readable(self._socket)
-            if not self._receive():
-                return
-            if self.obey_all():
-                scope.deadline = float("inf")
-            while self.overfull and not self.closed:
-                # Requests are not obeyed faster than they are answered, nor than the answers are
-                # taken; meanwhile it is us who do not read, and no deadline of the peer's.
-                scope.deadline = float("inf")
-                self._room = trio.Event()
-                await self._room.wait()
-                self.obey_all()
-            if self._unfinished and scope.deadline == float("inf"):
-                scope.deadline = trio.current_time() + MESSAGE_SECONDS
+    def _go_on(self) -> None:
+        """Obey what is here, and see to it that the rest is read. Raises ProtocolError."""
+        if self.obey_all():
+            self._tasks.await_nothing(self)
+        if self.closed:
+            return
+        if self.overfull():
+            # Requests are not obeyed faster than they are answered, nor than the answers are
+            # taken; meanwhile it is us who do not read, and no deadline of the peer's.
+            self._full = True
+            self._tasks.ignore(self)
+            self._tasks.await_nothing(self)
+        elif self._unfinished():
+            self._tasks.await_whole(self, MESSAGE_SECONDS)
 
-    @property
+    def _eased(self) -> None:
+        if self._full and not self.overfull() and not self.closed:
+            self._full = False
+            # Not from in here: the broker may be in the middle of a frame.
+            self._tasks.start(self, self._read_again)
+
+    async def _read_again(self) -> None:
+        if self.closed:
+            return
+        try:
+            self._tasks.read(self)
+            self._go_on()
+        except ProtocolError as error:
+            self._misbehaved(error)
+
     def _unfinished(self) -> bool:
         return self._protocol.midway or not self._protocol.greeted
+
+    def _misbehaved(self, error: ProtocolError) -> None:
+        logger.warning("%s misbehaved: %s", self.address, error)
+        self.answer(error.request, protocol.error_control(error.error))
+        self.flush()
+        self._end(str(error))
+
+    def _end(self, reason: str) -> None:
+        logger.debug("%s (%s) ended: %s", self.address, self.name, reason)
+        self.close()
 
     def _receive(self) -> bool:
         """Take what has arrived. False: that was all, the peer has closed."""
@@ -128,11 +230,6 @@ class Connection(Peer):
             return True
         self._protocol.received(data)
         return bool(data)
-
-    def _eased(self) -> None:
-        if self._room is not None and not self.overfull:
-            self._room.set()
-            self._room = None
 
     # --- reading the disk ---------------------------------------------------------------------
 
@@ -195,11 +292,11 @@ class Connection(Peer):
         """True: everything is sent."""
         out = self._out
         while out:
-            pieces = [out[i] for i in range(min(len(out), _SEND_PIECES))]
             try:
-                count = (
-                    self._socket.sendmsg(pieces) if len(pieces) > 1 else self._socket.send(out[0])
-                )
+                if len(out) == 1:
+                    count = self._socket.send(out[0])
+                else:
+                    count = self._socket.sendmsg(list(islice(out, _SEND_PIECES)))
             except BlockingIOError:
                 return False
             self._out_bytes -= count
@@ -258,7 +355,6 @@ class Connection(Peer):
         if self.closed:
             return
         super().close()
-        if self._room is not None:
-            self._room.set()
+        self._tasks.remove(self)
         trio.lowlevel.notify_closing(self._socket)
         self._socket.close()

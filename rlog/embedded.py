@@ -274,7 +274,7 @@ class Engine(Hub):
                 if not alive:
                     session.break_off(f"lost {self.directory}: {self.dead}")
                     return True
-                while session.outgoing and not peer.overfull:
+                while session.outgoing and not peer.overfull():
                     _pour(session.outgoing.popleft(), peer)
                 self._drive(peer)
                 self._wake_for_what_is_due()
@@ -391,6 +391,8 @@ class Engine(Hub):
 
 class EmbeddedTransport(Transport):
     """A client's way to an engine."""
+
+    room_ahead = 0  # what comes is read by this thread itself
 
     def __init__(self, engine: Engine, name: str, timeout: float | None) -> None:
         super().__init__(engine.directory, name, timeout)

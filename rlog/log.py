@@ -138,6 +138,12 @@ class LogFiles:
 
     # --- at run time --------------------------------------------------------------------------
 
+    def reserved(self, place: Place, size: int) -> bool:
+        """``reserve`` has nothing to do."""
+        base = place.segment
+        have = self._reserved.get(base, 0)
+        return base == self._base and base in self._dirty and place.position + size <= have
+
     def reserve(self, place: Place, size: int, roll_bytes: int) -> None:
         """Make sure that ``write`` at ``place`` cannot run out of space.
 

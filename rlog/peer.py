@@ -178,13 +178,15 @@ class Peer(ABC):
         """
         any_whole = False
         message: Message | None = None
-        while not self.overfull:
-            while not self.overfull and (message := self._protocol.next_message()) is not None:
+        while not self.overfull():
+            while (message := self._protocol.next_message()) is not None:
                 any_whole = True
                 if self._protocol.greeted:
                     self._obey(message)
                 else:
                     self._greet(message)
+                if self.overfull():
+                    break
             self.flush()
             if self._broker.waiting or self._broker.sync_wanted:
                 self._hub.wake(self)  # which may answer all of it, and so make room for the rest
@@ -192,7 +194,6 @@ class Peer(ABC):
                 break
         return any_whole
 
-    @property
     def overfull(self) -> bool:
         """Requests are not obeyed faster than they are answered, nor than the answers are taken."""
         return (
@@ -272,8 +273,8 @@ class Peer(ABC):
             self._eased()
 
     def _append(self, message: Message, control: protocol.Append) -> None:
-        produced, body = self._judge(memoryview(message.payload))
-        self._submit(Waiting(self, message.request, control, produced, body), len(body))
+        batch = self._judge(memoryview(message.payload))
+        self._submit(Waiting(self, message.request, control, (batch,)), len(batch.body))
 
     def _transact(self, message: Message, control: protocol.Transact) -> None:
         view, at, batches = memoryview(message.payload), 0, []
@@ -283,7 +284,7 @@ class Peer(ABC):
             at = end
         if at != len(view):
             raise InvalidRequest(f"batches of {at} bytes in a payload of {len(view)}")
-        self._submit(Waiting(self, message.request, control, batches=batches), len(view))
+        self._submit(Waiting(self, message.request, control, batches), len(view))
 
     def _judge(self, view: memoryview) -> Batch:
         """A batch, judged before anything is decided about it, at a cost per batch, not per
@@ -305,7 +306,7 @@ class Peer(ABC):
                 limit=limit,
                 index=0,
             )
-        return Batch(produced, body)
+        return Batch(header, produced, body)
 
     def _place(self, log_id: int, whence: model.Whence) -> protocol.Place:
         log = self._books.state.logs.get(log_id)

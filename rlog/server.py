@@ -109,7 +109,6 @@ class Server(TaskHub):
         driver.flush = self.flush
         self.urls: list[str] = []
         self._nursery: trio.Nursery | None = None
-        self._connections: set[Connection] = set()
         self._sleeper: trio.lowlevel.Task | None = None  # the drive loop, when it has nothing to do
         self._flight: Flight | None = None  # begun by a turn, and left to the drive loop
         self._latest: Peer | None = None  # who asked for something last,
@@ -135,12 +134,15 @@ class Server(TaskHub):
     async def _contain(
         self, connection: Connection, task: Callable[..., Awaitable[None]], *args: object
     ) -> None:
-        """A task of a connection: what fails in it, should it ever, ends that connection alone."""
+        """A task of a connection."""
         try:
             await task(*args)
-        except Exception:
-            logger.exception("%s: ended by an error of ours", connection.address)
-            connection.close()
+        except Exception as error:
+            self.failed(connection, error)
+
+    def failed(self, connection: Connection, error: Exception) -> None:
+        logger.error("%s: ended by an error of ours", connection.address, exc_info=error)
+        connection.close()
 
     # --- the drive loop -----------------------------------------------------------------------
 
@@ -268,7 +270,7 @@ class Server(TaskHub):
 
     # --- sockets ------------------------------------------------------------------------------
 
-    async def _accept(self, listener: socket.socket, nursery: trio.Nursery) -> None:
+    async def _accept(self, listener: socket.socket) -> None:
         while True:
             await trio.lowlevel.wait_readable(listener)
             try:
@@ -282,27 +284,17 @@ class Server(TaskHub):
                 await trio.sleep(ACCEPT_PAUSE_SECONDS)
                 continue
             _prepare_socket(sock)
-            if len(self._connections) >= self._connections_max:
+            if len(self.connections) >= self._connections_max:
                 _refuse(sock, f"{self._connections_max} connections are open: that is the limit")
                 continue
             where = f"{address[0]}:{address[1]}" if isinstance(address, tuple) else "unix"
-            nursery.start_soon(self._serve, self._connection(self, sock, where))
-
-    async def _serve(self, connection: Connection) -> None:
-        self._connections.add(connection)
-        try:
-            await self._contain(connection, connection.serve)
-        finally:
-            # At a stop it is only its reading that ends: what it asked for is still answered.
-            if not self._stopping:
-                self._connections.discard(connection)
-                connection.close()
+            self.add(self._connection(self, sock, where))
 
     async def _reap(self) -> None:
         """End the connections of hosts that vanished with something under way to them."""
         while True:
             await trio.sleep(REAP_SECONDS)
-            for connection in list(self._connections):
+            for connection in list(self.connections):
                 if connection.vanished():
                     logger.warning("%s: its host does not answer any more", connection.address)
                     connection.close()
@@ -329,6 +321,7 @@ class Server(TaskHub):
                     await self._run(listeners, syncs, task_status)
                 finally:
                     syncs.end()  # in the nursery: it waits for the thread, also when cancelled
+                    self.end_all()
         finally:
             for listener in listeners:
                 listener.close()
@@ -348,19 +341,19 @@ class Server(TaskHub):
         async with trio.open_nursery() as accepting:
             accepting.start_soon(self._ring_alarms)
             accepting.start_soon(self._reap)
+            accepting.start_soon(self.read_all)
+            accepting.start_soon(self.end_the_late)
             for listener in listeners:
-                accepting.start_soon(self._accept, listener, accepting)
+                accepting.start_soon(self._accept, listener)
             task_status.started()
             await self._stop.wait()
-            self._stopping = True
+            self._stopping = True  # nothing is read any more: what was asked for is answered
             accepting.cancel_scope.cancel()
         self.wake()
         with trio.move_on_after(STOP_SECONDS):
             await self._drained.wait()
-            for connection in self._connections:
+            for connection in list(self.connections):
                 await connection.sent()
-        for connection in self._connections:
-            connection.close()
         self._nursery.cancel_scope.cancel()
 
     def stop(self) -> None:

@@ -461,7 +461,7 @@ class State(Struct, array_like=True):
         """
         match fact:
             case facts.Appended(raw, keys):
-                return self._append(raw, keys)
+                return self.append(raw, parse_header(raw), keys)
             case facts.Opened(boot, difference_ns):
                 self.boot, self.difference_ns = boot, difference_ns
                 for each in self.logs.values():
@@ -565,8 +565,8 @@ class State(Struct, array_like=True):
                 else:
                     _settle(cursor, fact, time_ns)
 
-    def _append(self, raw: bytes, keys: bytes) -> Append:
-        header = parse_header(raw)
+    def append(self, raw: bytes, header: Header, keys: bytes) -> Append:
+        """``apply`` the fact of an append; ``header``: what ``raw`` says."""
         log = self.logs[header.log]
         assert header.base == log.end, "offsets are dense"
         size = HEADER_BYTES + header.body_bytes

@@ -29,7 +29,7 @@ from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint
 
 from .errors import ConnectionLost, TimedOut
 from .protocol import Control, ProtocolError
-from .session import TRY_SECONDS, AnswerT, Buffer, Call, Session, retry_seconds
+from .session import LOAN_BYTES, TRY_SECONDS, AnswerT, Buffer, Call, Session, retry_seconds
 from .steps import Await, Wait, asking, until
 from .transport import RECEIVE_BYTES, Address, _configure
 
@@ -183,6 +183,10 @@ class AsyncTransport:
         if not self._closed:
             self._posted.append(action)
             self.wake()
+
+    @property
+    def room_ahead(self) -> int:
+        return LOAN_BYTES  # it is read by a task beside whoever asks
 
     def serve(self) -> None:
         """Write and read what can be without waiting."""

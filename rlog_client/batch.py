@@ -50,6 +50,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 from crc32c import crc32c
+from msgspec.structs import replace
 
 from .model import NO_HEADERS, Record
 
@@ -312,6 +313,11 @@ def stamp(produced: Buffer, log: int, base: int, time_ns: int) -> bytes:
     """The header of a checked batch with the server's part filled in, and its CRC made anew."""
     head = bytes(produced[: _PRODUCED.size]) + _STAMPED.pack(log, base, time_ns)
     return head + _U32.pack(crc32c(head))
+
+
+def stamped(header: Header, log: int, base: int, time_ns: int) -> Header:
+    """What ``parse_header`` finds in a header after ``stamp``."""
+    return replace(header, log=log, base=base, time_ns=time_ns)
 
 
 def decode(header: Header, body: Buffer) -> Columns:

@@ -86,6 +86,7 @@ class MemberSteps(ConsumerSteps):
     """A source that shares its records with others."""
 
     _settles_each = True
+    _lends_ahead = False  # a loan keeps records from the others
 
     def __init__(
         self,

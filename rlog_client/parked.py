@@ -39,6 +39,7 @@ class Picker(ReaderSteps):
     """Reads single records, wherever they lie."""
 
     _loan_bytes = 1  # one batch, whatever its size
+    _lends_ahead = False
 
     def __init__(self, transport: Link, log: str, log_id: int) -> None:
         super().__init__(transport, log, log_id, block=True)

@@ -962,9 +962,9 @@ class Connection:
         begin = at + HEAD_BYTES
         control = self._decode(kind, memoryview(data)[begin : begin + control_bytes])
         payload_bytes = length - control_bytes
-        if payload_bytes == 0:
-            self._at = begin + control_bytes
-            return Message(request, control, b"")
+        if have >= HEAD_BYTES + length:
+            self._at = at = begin + length
+            return Message(request, control, data[at - payload_bytes : at])
         # A buffer of the exact size: the rest of the payload is received into it, uncopied. But a
         # peer only says what it will send: what it gets grows with what it has sent.
         size = min(payload_bytes, max(self._grow_bytes, 4 * have))

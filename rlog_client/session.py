@@ -254,12 +254,13 @@ class Subscription:
     ``broken``: its connection is lost, and it with it. ``recalled``: the consumer it reads for has
     redriven records to take; whoever takes them says that it has seen it. ``shared``: records were
     lent to it, as a member of a shared consumer; ``standing``: the last word on whether that is
-    paused.
+    paused. ``ahead``: the open loan is one that nobody waits for yet; what it brings is kept in
+    ``coming``, and is no part of the stock before it is settled.
     """
 
     __slots__ = (
-        "broken", "error", "id", "loan", "lost", "next", "place", "recalled", "shared", "standing",
-        "stock",
+        "ahead", "broken", "coming", "end", "error", "id", "loan", "lost", "next", "place",
+        "recalled", "shared", "standing", "stock",
     )  # fmt: skip
 
     def __init__(self, request: int, place: Call[Place]) -> None:
@@ -267,7 +268,10 @@ class Subscription:
         self.place = place
         self.stock: deque[Chunk | Damaged | Assigned] = deque()
         self.loan = 0
-        self.next = 0  # the offset after the stock; exact while no loan is open
+        self.ahead = False
+        self.coming: list[Chunk | Damaged | Assigned] = []
+        self.next = 0  # the offset after the stock; exact while no loan is open, or one ahead
+        self.end = 0  # of the log, when the last loan was settled
         self.broken = False
         self.recalled = False
         self.shared = False
@@ -482,9 +486,10 @@ class Session:
             place.fail(self.ended or ConnectionLost(str(self.lost or "not greeted yet")))
         return subscription
 
-    def lend(self, subscription: Subscription, amount: int) -> None:
+    def lend(self, subscription: Subscription, amount: int, *, ahead: bool = False) -> None:
         """Open a loan of ``amount`` bytes; 0 only calls the open one back."""
         self.lend_as(subscription, Credit(subscription.id, amount))
+        subscription.ahead = ahead or (subscription.ahead and not amount)
 
     def lend_as(self, subscription: Subscription, credit: Credit) -> None:
         """Open a loan, or call the open one back."""
@@ -578,7 +583,8 @@ class Session:
         if isinstance(control, Settled):
             # Nothing is to be noted of one that a later Credit called back, or of 0 bytes.
             if (lent := self._loans.pop(request, None)) is not None:
-                lent.loan, lent.next = 0, control.offset
+                lent.next, lent.end = control.offset, control.end
+                self._end_loan(lent)
             return
         if isinstance(control, Records | Damaged | Lost | Recall | Assigned | Standing):
             if (subscription := self._subscriptions.get(request)) is not None:
@@ -616,12 +622,13 @@ class Session:
         control: Records | Damaged | Lost | Recall | Assigned | Standing,
         payload: Buffer,
     ) -> None:
+        stock = subscription.coming if subscription.ahead else subscription.stock
         if isinstance(control, Records):
-            subscription.stock.append(Chunk(control, payload))
+            stock.append(Chunk(control, payload))
         elif isinstance(control, Assigned) and not subscription.shared:
             raise ProtocolError("records were assigned to one who shares none")
         elif isinstance(control, Damaged | Assigned):
-            subscription.stock.append(control)
+            stock.append(control)
         elif isinstance(control, Recall):
             subscription.recalled = True
         elif isinstance(control, Standing):
@@ -633,6 +640,10 @@ class Session:
     def _end_loan(self, subscription: Subscription) -> None:
         self._loans.pop(subscription.loan, None)
         subscription.loan = 0
+        if subscription.ahead:
+            subscription.stock.extend(subscription.coming)
+            subscription.coming = []
+            subscription.ahead = False
 
     def _claimed(self, call: Call[Any], claiming: Claiming, control: Control) -> None:
         if claiming in self.claims:

@@ -1,9 +1,10 @@
 """Reading: what readers and consumers share, and what a reader adds.
 
-Records come by loan (see ``protocol.Credit``), and a loan is open only inside a wait: while the
-caller's code runs nothing is under way, so a slow handler costs nobody anything. What a loan
-brought is the stock. It is unpacked one batch at a time into a ``Cut``, which hands out its records
-at C speed; the place of the source is read off the cut, and only in between off ``_place``.
+Records come by loan (see ``protocol.Credit``). While the caller's code runs at most one is open,
+ahead, for what is in the log already, and for no more than the kernel takes by itself: so a slow
+handler costs nobody anything. What a settled loan brought is the stock. It is unpacked one batch at
+a time into a ``Cut``, which hands out its records at C speed; the place of the source is read off
+the cut, and only in between off ``_place``.
 
 Every step leaves the source whole: what stands for a batch is put in place first and the stock
 advanced after, so that an interrupt leads at most to a batch unpacked twice and seen to be done.
@@ -58,6 +59,7 @@ class SourceSteps:
 
     _awaits: ClassVar = False  # whether handlers are coroutine functions
     _loan_bytes: int = LOAN_BYTES
+    _lends_ahead: ClassVar = True
     _begun: float = math.inf  # records below it may be given to a handler
 
     def __init__(
@@ -405,9 +407,11 @@ class SourceSteps:
         if self._jumps:
             yield from self._jump()
             return True  # perhaps that is where reading ends
-        subscription = self._lend()
+        assert self._subscription is not None
+        subscription = self._subscription if self._subscription.ahead else self._lend()
         yield from self._and_call_back(subscription, self._brought(subscription, limit))
         if subscription.stock:
+            self._lend_ahead(subscription)
             return True
         if not subscription.broken and not self._stopped and limit != deadline and over(limit):
             raise self._away()
@@ -456,6 +460,15 @@ class SourceSteps:
         self._transport.session.lend(self._subscription, self._loan_bytes)
         return self._subscription
 
+    def _lend_ahead(self, subscription: Subscription) -> None:
+        """Have what is in the log already come while the caller's code runs."""
+        end = subscription.end if self._until is None else min(subscription.end, self._until)
+        if self._lends_ahead and subscription.next < end and not self._called:
+            amount = min(self._transport.room_ahead, self._loan_bytes)
+            if amount:
+                self._transport.session.lend(subscription, amount, ahead=True)
+                self._transport.serve()
+
     def _and_call_back(self, subscription: Subscription, waiting: Steps[bool]) -> Steps[None]:
         """``waiting``, and whatever comes of it, the loan is called back."""
         try:
@@ -468,7 +481,7 @@ class SourceSteps:
         yield from self._call_back(subscription)
 
     def _call_back(self, subscription: Subscription) -> Steps[None]:
-        """Settle the loan, so that nothing is under way while the caller's code runs."""
+        """Settle the loan, so that what came is known."""
         if not subscription.loan:
             return
         self._transport.session.lend(subscription, 0)

@@ -83,6 +83,10 @@ class Link(Protocol):
     @property
     def sources(self) -> WeakSet[Prefetching]: ...
 
+    @property
+    def room_ahead(self) -> int:
+        """Bytes that may come while nobody waits for them."""
+
     def start(self, call: Call[AnswerT], control: Control, payload: Buffer = b"") -> Call[AnswerT]:
         """Put a request on its way. It leaves with the next wait or ``serve``."""
 

@@ -56,6 +56,8 @@ def _picking(link: Link, log: str, log_id: int, at: int) -> Steps[Record]:
 class _Scan(ReaderSteps):
     """Reads chosen records of a log, in order."""
 
+    _lends_ahead = False  # what is wanted next may lie elsewhere
+
     def __init__(self, link: Link, log: str, log_id: int, end: int) -> None:
         super().__init__(link, log, log_id, block=True)
         self._final_end = self._known_end = end

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 DEFAULT_URL: Final = f"rlog://127.0.0.1:{DEFAULT_PORT}"
 RECEIVE_BYTES: Final = 64 * 1024
+AHEAD_BYTES: Final = 64 * 1024
 _WAIT_SECONDS_MAX: Final = 86_400.0
 _PIECES_MAX: Final = 16  # buffers of one sendmsg
 # A host that stops acknowledging is found out within 15 s: 5 s of silence, two probes 5 s apart.
@@ -158,6 +159,11 @@ class Transport(ABC):
     @abstractmethod
     def wake(self) -> None:
         """Have the wait under way, or the next one, ask its ``done`` again. From any thread."""
+
+    @property
+    @abstractmethod
+    def room_ahead(self) -> int:
+        """Bytes that may come while nobody waits for them."""
 
     @abstractmethod
     def _hang_up(self) -> None:
@@ -346,6 +352,13 @@ class SocketTransport(Transport):
         # A full pipe wakes as well; a closed one has nobody to wake.
         with contextlib.suppress(OSError):
             self._waker.send(b"\0")
+
+    @property
+    def room_ahead(self) -> int:
+        # As much as the kernel takes by itself: a peer that is busy for long is to be told from one
+        # that is gone, by what its host acknowledges.
+        buffer = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+        return max(AHEAD_BYTES, buffer // 4)
 
     def _hang_up(self) -> None:
         for each in (self._socket, self._waker, self._woken):

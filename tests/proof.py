@@ -111,7 +111,10 @@ def run(stage: Stage, seed: int) -> dict[str, Any]:
             *taken(stage),
             *stage.tests,
         ]
-        done = subprocess.run(command, cwd=ROOT, check=False)
+        try:
+            done = subprocess.run(command, cwd=ROOT, check=False)
+        except KeyboardInterrupt:
+            raise SystemExit(f"{stage.name}: interrupted; the stages before it are kept") from None
         if done.returncode not in _JUDGED or not results.exists():
             raise SystemExit(f"{stage.name}: pytest ended with {done.returncode}, and no result")
         [line] = results.read_text().splitlines()

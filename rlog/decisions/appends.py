@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from struct import Struct
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from rlog_client import batch as batches
 from rlog_client import protocol
@@ -19,21 +18,20 @@ from rlog_client.errors import (
 from rlog_client.model import PRODUCER_ID
 
 from .. import facts, state
-from .desk import Answer, Batch, Layout, note_heard, refusing, reopened
+from .desk import Answer, Layout, note_heard, refusing, reopened
 from .trims import behind_others, make_room
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ..segment import Place
-    from .desk import Buffer, Desk, Make, Peer, Waiting
-
-# Of a batch's header: count, keys length; producer, sequence, epoch.
-NUMBERS: Final = Struct("<8xI4xI4xQQI")
+    from .desk import Batch, Desk, Make, Peer, Waiting
 
 
 def append(desk: Desk, waiting: Waiting, control: protocol.Append) -> Make | None:
-    count, keys_bytes, producer, sequence, epoch = NUMBERS.unpack_from(waiting.produced)
+    [batch] = waiting.batches
+    header = batch.header
+    count, producer, sequence, epoch = header.count, header.producer, header.sequence, header.epoch
     log = desk.log(control.log)
     entry = log.producers.get(producer) if producer else None
     if entry is not None and sequence + count - 1 <= entry.last:
@@ -45,13 +43,13 @@ def append(desk: Desk, waiting: Waiting, control: protocol.Append) -> Make | Non
     desk.writable()
     check_fence(desk, waiting.peer, log, entry, epoch)
     _check_sequence(log, entry, control.after, sequence)
-    keys = keys_of(desk, log, waiting.body, count, keys_bytes)
+    keys = keys_of(desk, log, batch)
     _check_expectations(log, control, keys)
     check_space(desk)
-    if not make_room(desk, log, waiting, batches.HEADER_BYTES + len(waiting.body)):
+    if not make_room(desk, log, waiting, header.bytes):
         return None
-    place = reserve(desk, log, waiting.body)
-    first, end = put(desk, log, place, Batch(waiting.produced, waiting.body), keys)
+    place = reserve(desk, log, header.bytes)
+    first, end = put(desk, log, place, batch, keys)
     if producer and (entry is None or entry.name is None):
         _note_heard(desk, log.id, producer)
     time_ns = desk.now_ns
@@ -63,12 +61,13 @@ def check_space(desk: Desk) -> None:
         raise DiskFull(desk.books.full)
 
 
-def reserve(desk: Desk, log: state.Log, body: Buffer) -> Place:
-    """Space for a batch with this body, where it will lie. It may stay unused."""
-    size = batches.HEADER_BYTES + len(body)
+def reserve(desk: Desk, log: state.Log, size: int) -> Place:
+    """Space for a batch of so many bytes, where it will lie. It may stay unused."""
     place = log.place(size, desk.now_ns)
-    with refusing(f"an append of {size} bytes to log {log.name!r}"):
-        desk.books.files[log.id].reserve(place, size, log.roll_bytes)
+    files = desk.books.files[log.id]
+    if not files.reserved(place, size):
+        with refusing(f"an append of {size} bytes to log {log.name!r}"):
+            files.reserve(place, size, log.roll_bytes)
     return place
 
 
@@ -77,13 +76,13 @@ def put(desk: Desk, log: state.Log, place: Place, batch: Batch, keys: bytes) -> 
 
     ``keys``: the keys column, if the log has an index of keys.
     """
-    header = batches.stamp(batch.produced, log.id, log.end, desk.now_ns)
-    applied = desk.fact(facts.Appended(header, keys), log)
-    assert applied is not None
-    assert applied.place == place
-    end = applied.header.end
-    desk.layouts.append(Layout(place, header, batch.body, end))
-    return applied.header.base, end
+    base = log.end
+    raw = batches.stamp(batch.produced, log.id, base, desk.now_ns)
+    header = batches.stamped(batch.header, log.id, base, desk.now_ns)
+    applied = desk.append(log, raw, header, keys)
+    assert applied == place
+    desk.layouts.append(Layout(place, raw, batch.body, log.end))
+    return base, log.end
 
 
 def _check_own(
@@ -170,24 +169,25 @@ def _check_sequence(
         )
 
 
-def keys_of(desk: Desk, log: state.Log, body: Buffer, count: int, keys_bytes: int) -> bytes:
+def keys_of(desk: Desk, log: state.Log, batch: Batch) -> bytes:
     """The keys column, if the log has an index of keys."""
     if not log.options.key_index:
         return b""
-    size = batches.HEADER_BYTES + len(body) + keys_bytes
+    header, body = batch.header, batch.body
+    size = header.bytes + header.keys_bytes
     if size > desk.books.batch_bytes_max:
         limit = desk.books.batch_bytes_max
         text = f"a batch of {size} bytes, its keys counted twice; the limit is {limit}"
         raise TooLarge(text, size=size, limit=limit)
-    column = bytes(body[1 : 1 + keys_bytes])
+    column = bytes(body[1 : 1 + header.keys_bytes])
     try:
         keys = batches.decode_keys(column)
     except batches.InvalidBatch as error:
         raise InvalidRequest(f"not a sound batch: {error}") from None
     if keys is None:
         return b""
-    if len(keys) != count:
-        raise InvalidRequest(f"not a sound batch: {len(keys)} keys for {count} records")
+    if len(keys) != header.count:
+        raise InvalidRequest(f"not a sound batch: {len(keys)} keys for {header.count} records")
     return column
 
 

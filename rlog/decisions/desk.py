@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias, T
 import msgspec
 
 from rlog_client import model, protocol
-from rlog_client.batch import decode_keys, parse_header
+from rlog_client.batch import decode_keys
 from rlog_client.errors import (
     Busy,
     DiskFull,
@@ -31,6 +31,7 @@ from ..tables import Tables
 from .watch import Copied, Retain, Watch
 
 if TYPE_CHECKING:
+    from rlog_client.batch import Header
     from rlog_client.protocol import Control
 
     from ..log import Handles, LogFiles
@@ -122,21 +123,17 @@ class Nobody:
 class Batch(NamedTuple):
     """A batch as its producer made it, already checked."""
 
-    produced: bytes  # its header
+    header: Header
+    produced: bytes  # the same, as it came
     body: Buffer
 
 
 class Waiting(NamedTuple):
-    """A request that waits to be decided.
-
-    ``produced`` and ``body``: of an append, already checked. ``batches``: of a transaction.
-    """
+    """A request that waits to be decided. ``batches``: of an append one, of a transaction any."""
 
     peer: Peer
     request: int
     control: Control
-    produced: bytes = b""  # the batch's header as its producer stamped it
-    body: Buffer = b""
     batches: Sequence[Batch] = ()
     since: float | None = None  # when it began to wait for space or for copies (monotonic)
 
@@ -456,8 +453,13 @@ class Desk:
     def takes(self, waiting: Waiting, bytes_goal: int) -> bool:
         """One more request fits; a first one always does."""
         facts_bytes = FACT_BYTES_MAX
-        bodies_bytes = len(waiting.body) + sum(len(each.body) for each in waiting.batches)
-        if isinstance(waiting.control, protocol.Settle):
+        bodies_bytes = 0
+        for header, _produced, body in waiting.batches:
+            bodies_bytes += len(body)
+            facts_bytes += header.keys_bytes
+        if isinstance(waiting.control, protocol.Append):
+            pass
+        elif isinstance(waiting.control, protocol.Settle):
             facts_bytes += SETTLE_BYTES_MAX
         elif isinstance(waiting.control, _LONG):
             facts_bytes += LIST_BYTES_MAX
@@ -465,9 +467,6 @@ class Desk:
             facts_bytes += sum(len(copy) + FACT_BYTES_MAX for _, _, copy in waiting.control.copies)
         elif isinstance(waiting.control, protocol.Transact):
             facts_bytes += protocol.transact_bytes(waiting.control) - bodies_bytes
-            facts_bytes += sum(keys_bytes(each.produced) for each in waiting.batches)
-        elif waiting.produced:
-            facts_bytes += keys_bytes(waiting.produced)
         size = bodies_bytes + facts_bytes
         if self._bytes and self._bytes + size > bytes_goal:
             return False
@@ -475,28 +474,37 @@ class Desk:
         self.facts_bytes += facts_bytes
         return True
 
-    def fact(self, fact: facts.Fact, log: state.Log | None = None) -> state.Append | None:
+    def fact(self, fact: facts.Fact, log: state.Log | None = None) -> None:
         """A fact is decided: from here on it is in the frame, and nothing may be refused any more.
 
         ``log``: whose policy it follows; None: it is synced at once.
         """
+        self._follow(log)
+        self.facts.append(fact)
+        if self.books.watch.blocked and isinstance(fact, _MAKES_ROOM):
+            self.effects.append(lambda: self.books.call_blocked(fact.log))
+        self.state.apply(fact, self.now_ns)
+
+    def append(self, log: state.Log, raw: bytes, header: Header, keys: bytes) -> Place:
+        """The fact of an append: where it goes. ``header``: what ``raw`` says."""
+        self._follow(log)
+        self.facts.append(facts.Appended(raw, keys))
+        if keys:
+            self._note_displaced(log, keys)  # before it is: others look at the keys in threads
+        return self.state.append(raw, header, keys).place
+
+    def _follow(self, log: state.Log | None) -> None:
+        """The frame holds a fact that is to be as durable as the policy of ``log`` says."""
         policy = None if log is None else self.books.policy_of(log)
         if policy is None or policy.at_once:
             self.sync = True
         elif policy.delay_seconds is not None:
             delay = self.delay_seconds
             self.delay_seconds = min(policy.delay_seconds, delay or policy.delay_seconds)
-        self.facts.append(fact)
-        if self.books.watch.blocked and isinstance(fact, _MAKES_ROOM):
-            self.effects.append(lambda: self.books.call_blocked(fact.log))
-        if isinstance(fact, facts.Appended) and fact.keys:
-            self._note_displaced(fact)  # before it is: others look at the keys in threads
-        return self.state.apply(fact, self.now_ns)
 
-    def _note_displaced(self, fact: facts.Appended) -> None:
-        log = self.state.logs[parse_header(fact.header).log]
+    def _note_displaced(self, log: state.Log, keys: bytes) -> None:
         if watches := self.books.watches(log.id):
-            for key in decode_keys(fact.keys) or ():
+            for key in decode_keys(keys) or ():
                 if key is not None and (older := log.keys.get(key)) >= 0:
                     for displaced in watches:
                         displaced.add(older)
@@ -590,24 +598,22 @@ _MAKES_ROOM: Final = (
 )  # fmt: skip
 
 SILENT_SECONDS: Final = 3600.0  # then a producer without a name is forgotten, or a client,
+HEARD_SECONDS: Final = 1.0  # and so much later: not every request is worth a note
 SILENT_MAX: Final = 1 << 16  # of which so many are remembered at all
 _DROPS_MAX: Final = 8  # at one request
 _Who = TypeVar("_Who")
 
 
-def keys_bytes(produced: bytes) -> int:
-    """Length of the keys column, as a batch's header has it."""
-    return int.from_bytes(produced[16:20], "little")
-
-
 def note_heard(silent: OrderedDict[_Who, float], who: _Who, now: float) -> list[_Who]:
     """Those that are forgotten now, because no repetition of theirs can come any more."""
+    if now - silent.get(who, -HEARD_SECONDS) < HEARD_SECONDS:
+        return []
     silent[who] = now
     silent.move_to_end(who)
     dropped = []
     for _ in range(_DROPS_MAX):
         oldest, heard = next(iter(silent.items()))
-        if heard > now - SILENT_SECONDS and len(silent) <= SILENT_MAX:
+        if heard > now - SILENT_SECONDS - HEARD_SECONDS and len(silent) <= SILENT_MAX:
             break
         del silent[oldest]
         dropped.append(oldest)

@@ -49,12 +49,12 @@ def transact(desk: Desk, waiting: Waiting, control: protocol.Transact) -> Make |
     _check_size(desk, control, checked)
     for append in checked:
         # (What a log has to lose for it goes in any case.)
-        size = batches.HEADER_BYTES + len(append.batch.body)
+        size = append.batch.header.bytes
         if behind_others(desk, append.log, waiting) or not make_room(
             desk, append.log, waiting, size
         ):
             return None
-    places = [appends.reserve(desk, each.log, each.batch.body) for each in checked]
+    places = [appends.reserve(desk, each.log, each.batch.header.bytes) for each in checked]
     # From here on nothing is refused.
     put = []
     for (log, batch, keys), place in zip(checked, places, strict=True):
@@ -121,14 +121,14 @@ def _what(commit: protocol.Commitment) -> tuple[int, str, int | None]:
 
 
 def _check_append(desk: Desk, peer: Peer, asked: protocol.LogBatch, batch: Batch) -> _Append:
-    count, keys_bytes, producer, sequence, epoch = appends.NUMBERS.unpack_from(batch.produced)
+    header, epoch = batch.header, batch.header.epoch
     log = desk.log(asked.log)
-    if producer or sequence:
+    if header.producer or header.sequence:
         raise InvalidRequest("a transaction's batches have producer 0 and sequence 0")
     grant = peer.grants.get((log.id, PRODUCER_ID))
     if epoch or grant is None or grant.epoch != log.owner.epoch:
         appends.check_fence(desk, peer, log, None, epoch)
-    keys = appends.keys_of(desk, log, batch.body, count, keys_bytes)
+    keys = appends.keys_of(desk, log, batch)
     appends.check_end(log, asked.expect)
     if asked.expect_keys:
         decoded = batches.decode_keys(keys) if keys else None

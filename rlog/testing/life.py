@@ -82,24 +82,16 @@ class LiveServer(server.Server):
         super().__init__(driver, connection=partial(FaultyConnection, faults))
         self.errors: list[Exception] = []  # that ended a connection
 
-    async def _contain(
-        self, connection: Connection, task: Callable[..., Awaitable[None]], *args: object
-    ) -> None:
-        async def noted() -> None:
-            try:
-                await task(*args)
-            except Exception as error:
-                self.errors.append(error)
-                raise
-
-        await super()._contain(connection, noted)
+    def failed(self, connection: Connection, error: Exception) -> None:
+        self.errors.append(error)
+        super().failed(connection, error)
 
     @property
-    def connections(self) -> list[FaultyConnection]:
-        return [c for c in self._connections if isinstance(c, FaultyConnection)]
+    def faulty(self) -> list[FaultyConnection]:
+        return [c for c in self.connections if isinstance(c, FaultyConnection)]
 
     async def cut(self, name: str | None) -> int:
-        found = [c for c in self.connections if name in (None, c.name)]
+        found = [c for c in self.faulty if name in (None, c.name)]
         for connection in found:
             connection.reset()
         return len(found)
@@ -280,7 +272,7 @@ class Life:
 
     def forked(self) -> None:
         """In the child of a fork, where this thread is not: the sockets stay the parent's."""
-        for connection in self.server.connections:
+        for connection in self.server.faulty:
             connection.forked()
         self._listener.close()
         self._disk.close()

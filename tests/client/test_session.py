@@ -153,6 +153,33 @@ def test_a_later_loan_outlives_the_settlement_of_an_earlier_one() -> None:
     assert (subscription.loan, subscription.next) == (0, 8)
 
 
+def test_what_a_loan_ahead_brings_is_no_stock_before_it_is_settled() -> None:
+    session = greeted()
+    subscription = subscribed(session)
+    session.lend(subscription, 1000, ahead=True)
+    session.received(encode(subscription.id, Records(4, "f", 0), 3) + b"abc")
+    assert (list(subscription.stock), subscription.next) == ([], 4)
+    session.received(encode(subscription.loan, Settled(6, 9)))
+    assert [chunk.first for chunk in subscription.stock if isinstance(chunk, Chunk)] == [4]
+    assert (subscription.next, subscription.end, subscription.ahead) == (6, 9, False)
+
+
+@pytest.mark.parametrize("following", [1000, 0])
+def test_a_loan_ahead_that_is_called_back_loses_nothing(following: int) -> None:
+    session = greeted()
+    subscription = subscribed(session)
+    session.lend(subscription, 1000, ahead=True)
+    loan = subscription.loan
+    session.received(encode(subscription.id, Records(4, "f", 0), 3) + b"abc")
+    session.lend(subscription, following)
+    session.received(encode(subscription.id, Records(6, "f", 80), 3) + b"def")
+    session.received(encode(loan, Settled(8, 9)))
+    session.received(encode(subscription.id, Records(8, "f", 160), 3) + b"ghi")
+    chunks = [chunk.first for chunk in subscription.stock if isinstance(chunk, Chunk)]
+    assert chunks == [4, 6, 8]
+    assert bool(subscription.loan) is bool(following)
+
+
 def test_a_lost_claim_settles_its_loan() -> None:
     session = greeted()
     subscription = subscribed(session)

@@ -12,6 +12,8 @@ import pytest
 
 import rlog_client as rlog
 from rlog_client import protocol
+from rlog_client.session import LOAN_BYTES
+from rlog_client.transport import AHEAD_BYTES
 
 if TYPE_CHECKING:
     from .peer import Peer
@@ -427,3 +429,90 @@ def test_commits_are_coalesced_and_bounded(peer: Peer, log: rlog.Log, in_flight:
         assert peer.cursors["c"] == 2000
     commits = sum(isinstance(control, protocol.CommitCursor) for control in peer.asked)
     assert commits <= 2 * 2000 / in_flight + 200
+
+
+# --- what comes ahead ---------------------------------------------------------------------------
+
+LARGE = 300_000  # bytes of a record: four make more than a loan
+
+
+def large(peer: Peer, count: int) -> None:
+    for number in range(count):
+        peer.append(b"%06d" % number * (LARGE // 6))
+
+
+def loans(peer: Peer) -> list[int]:
+    return [each.bytes for each in peer.asked if isinstance(each, protocol.Credit)]
+
+
+def test_what_is_in_the_log_already_comes_while_the_callers_code_runs(
+    peer: Peer, log: rlog.Log
+) -> None:
+    large(peer, 9)
+    reader = log.reader(rlog.OLDEST)
+    assert offsets(reader.poll(1, timeout=5.0)) == [0]
+    # Nobody has asked for what lies behind the first loan: no more of it comes than the kernel
+    # takes without this process, and at least one batch.
+    deadline = time.monotonic() + 5.0
+    while len(loans(peer)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    [first, ahead] = loans(peer)
+    assert AHEAD_BYTES <= ahead <= first == LOAN_BYTES
+    assert reader.offset == 1
+    seen = [0]
+    while len(seen) < 9:
+        seen += offsets(reader.poll(100, timeout=5.0))
+    assert seen == list(range(9))
+
+
+def test_at_the_end_of_a_log_no_loan_is_open_while_the_callers_code_runs(
+    peer: Peer, log: rlog.Log
+) -> None:
+    fill(peer, 1)
+    reader = log.reader(rlog.OLDEST)
+    assert len(reader.poll(5)) == 5
+    assert loans(peer) == [LOAN_BYTES]
+    [line] = peer.lines
+    assert [reading.loan for reading in line.readings.values()] == [0]
+
+
+def test_nothing_comes_ahead_from_behind_where_a_reader_ends(peer: Peer, log: rlog.Log) -> None:
+    large(peer, 9)
+    reader = log.reader(rlog.OLDEST, until=rlog.offset(4))
+    assert offsets(reader) == [0, 1, 2, 3]
+    assert loans(peer) == [LOAN_BYTES]
+
+
+def test_what_came_ahead_is_dropped_by_a_seek(peer: Peer, log: rlog.Log) -> None:
+    large(peer, 9)
+    reader = log.reader(rlog.OLDEST, block=False)
+    assert next(reader).offset == 0
+    reader.seek(rlog.offset(7))
+    assert offsets(reader) == [7, 8]
+    reader.seek(rlog.offset(2))
+    assert offsets(reader) == [2, 3, 4, 5, 6, 7, 8]
+
+
+def test_what_came_ahead_of_a_lost_connection_comes_once_more_and_is_given_once(
+    peer: Peer, log: rlog.Log
+) -> None:
+    large(peer, 12)
+    reader = log.reader(rlog.OLDEST, block=False)
+    seen = []
+    for record in reader:
+        seen.append(record.offset)
+        if record.offset in (1, 6):
+            peer.lines[-1].cut()
+    assert seen == list(range(12))
+    assert len(peer.lines) > 1
+
+
+def test_damage_that_came_ahead_is_told_in_its_place(peer: Peer, log: rlog.Log) -> None:
+    large(peer, 9)
+    peer.damaged[5] = (rlog.CorruptData("rot", log="l", first=5, end=6, file="f", position=0), 6)
+    reader = log.reader(rlog.OLDEST, block=False)
+    iteration = iter(reader)
+    assert [next(iteration).offset for _ in range(5)] == [0, 1, 2, 3, 4]
+    with pytest.raises(rlog.CorruptData):
+        next(iteration)
+    assert offsets(reader) == [6, 7, 8]

@@ -142,6 +142,7 @@ _OPINION: Final = "what `rlog doctor` thinks too little: tests/cli/test_doctor.p
 _SCREEN: Final = "of what is shown, with a mark that there is more"
 NO_LIMITS: Final = {
     "rlog.cli.inspect._SHOWN_MAX": _SCREEN,
+    "rlog.connection._READY_MAX": _PORTION,
     "rlog.decisions.desk.FACT_BYTES_MAX": _BUDGET,
     "rlog.decisions.desk.SETTLE_BYTES_MAX": _BUDGET,
     "rlog.decisions.desk.LIST_BYTES_MAX": _BUDGET,

@@ -13,7 +13,7 @@ import zlib
 from base64 import b64encode
 
 from rlog_client import batch, model, protocol
-from tests.storage.server import ROLL, Server
+from tests.storage.server import ROLL, Server, judged
 from tests.storage.simdisk import SimDisk
 
 
@@ -24,7 +24,7 @@ def append(server: Server, log: str, *records: model.Item, **producer: int) -> N
     )
     raw = bytes(batch.encode(values, keys, headers, times, **producer))
     control = protocol.Append(server.ids[log])
-    request = server.ask(control, produced=raw[:80], body=raw[80:])
+    request = server.ask(control, batches=[judged(raw)])
     server.pump()
     assert isinstance(server.peer.answers[request], protocol.Appended)
 

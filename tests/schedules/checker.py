@@ -447,8 +447,9 @@ class Checker:
                 self.say(f"{answer}, but the log is at epoch {self.owner.epoch}")
 
     def _append(self, made: Decision) -> None:
-        header = batch.parse_header(made.waiting.produced)
-        values = batch.decode(header, bytes(made.waiting.body)).values
+        [asked] = made.waiting.batches
+        header = batch.parse_header(asked.produced)
+        values = batch.decode(header, bytes(asked.body)).values
         producer = self.producers.get(header.producer)
         for fact in made.facts:
             if isinstance(fact, facts.Dropped):

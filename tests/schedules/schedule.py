@@ -18,7 +18,7 @@ from rlog_client.model import PRODUCER_ID
 from tests.schedules.checker import Checker
 from tests.schedules.record import Decision, Given, Recorder, Start, recording
 from tests.schedules.world import LOG, NOTHING, OUT, TEN_YEARS_NS, Client, World, packed
-from tests.storage.server import ROLL
+from tests.storage.server import ROLL, judged
 from tests.storage.simdisk import Choice, Fill
 
 if TYPE_CHECKING:
@@ -45,8 +45,6 @@ class BootedWorld(World):
 class Sent(NamedTuple):
     request: int
     control: Control
-    produced: bytes
-    body: bytes
     batches: Sequence[Batch]
 
 
@@ -70,12 +68,10 @@ class Line:
         self,
         control: Control,
         then: Callable[[Control], None],
-        produced: bytes = b"",
-        body: bytes = b"",
         batches: Sequence[Batch] = (),
     ) -> None:
         request = self.client.begin(then)
-        self.out.append(Sent(request, control, produced, body, batches))
+        self.out.append(Sent(request, control, batches))
 
 
 class Actor:
@@ -294,7 +290,7 @@ class Member(Actor):
             self.number += 1
             control = protocol.Transact(self.id, self.number, appends, commits)
             values = [[self.plan.payload() for _ in range(rng.randint(1, 2))] for _ in logs]
-            made, _, _, batches = packed(control, *values)
+            made, batches = packed(control, *values)
             self.done.append((self.plan.world.clock.now, Asked(made, batches)))
             self._ask(line, made, batches)
 
@@ -410,8 +406,7 @@ class Maker(Actor):
                     self._release(line)
                 self.forget()
 
-        head, body = raw[: batch.HEADER_BYTES], raw[batch.HEADER_BYTES :]
-        line.send(protocol.Append(LOG, after=after), then, head, body)
+        line.send(protocol.Append(LOG, after=after), then, [judged(raw)])
 
 
 class Keeper(Actor):

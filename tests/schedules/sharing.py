@@ -432,9 +432,9 @@ class SharedChecker(Checker):
             if isinstance(control, protocol.Append) and any(
                 isinstance(fact, facts.Appended) for fact in made.facts
             ):
-                header = batch.parse_header(made.waiting.produced)
-                keys = batch.decode(header, bytes(made.waiting.body)).keys
-                self.keys += keys if keys is not None else [None] * header.count
+                [asked] = made.waiting.batches
+                keys = batch.decode(asked.header, bytes(asked.body)).keys
+                self.keys += keys if keys is not None else [None] * asked.header.count
             return
         sharing = self.sharing.setdefault(name, Sharing())
         match control:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from rlog_client import errors, model, protocol
+from rlog_client import batch, errors, model, protocol
 from rlog_client.model import PRODUCER_ID
 from rlog_client.protocol import Append, Appended, ProducerOpened
 from tests.schedules.world import LOG, NOTHING, TEN_YEARS_NS, Client, World, code
+from tests.storage.server import judged
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -481,7 +482,7 @@ def test_a_key_is_expected_only_of_one_record_with_a_key_in_a_log_that_has_an_in
 def test_an_append_to_a_log_that_is_not_there_is_not_found() -> None:
     world = World()
     client = world.client("a")
-    request = world.ask(client, Append(9), bytes(80), b"")
+    request = world.ask(client, Append(9), [judged(bytes(batch.encode([b""])))])
     world.pump()
     assert code(client.answers[request]) == errors.NotFound.code
 

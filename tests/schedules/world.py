@@ -10,7 +10,7 @@ import msgspec
 
 from rlog.decisions import Batch, Leave, Waiting
 from rlog_client import batch, model, protocol
-from tests.storage.server import ROLL, Asker, Clock, Server
+from tests.storage.server import ROLL, Asker, Clock, Server, judged
 from tests.storage.simdisk import PAGE, Choice, Fill, SimDisk
 
 if TYPE_CHECKING:
@@ -144,21 +144,17 @@ class World:
         client: Client,
         request: int,
         control: Control,
-        produced: bytes = b"",
-        body: bytes = b"",
         batches: Sequence[Batch] = (),
     ) -> None:
         # A copy: a request that is sent twice is decoded twice.
         control = msgspec.structs.replace(control)
-        waiting = Waiting(client, request, control, produced, body, batches)
+        waiting = Waiting(client, request, control, batches)
         self.server.driver.broker.submit(waiting)
 
-    def ask(
-        self, client: Client, control: Control, produced: bytes = b"", body: bytes = b""
-    ) -> int:
+    def ask(self, client: Client, control: Control, batches: Sequence[Batch] = ()) -> int:
         """Submit a request, undecided until ``pump``."""
         request = client.begin(lambda _control: None)
-        self.submit(client, request, control, produced, body)
+        self.submit(client, request, control, batches)
         return request
 
     def call(self, client: Client, control: Control) -> Any:
@@ -211,8 +207,7 @@ class World:
         raw = bytes(
             batch.encode(list(values), keys, producer=producer, sequence=sequence, epoch=epoch)
         )
-        head, body = raw[: batch.HEADER_BYTES], raw[batch.HEADER_BYTES :]
-        return self.ask(client, protocol.Append(LOG, **more), head, body)
+        return self.ask(client, protocol.Append(LOG, **more), [judged(raw)])
 
     def send(self, client: Client, values: Sequence[bytes], *args: Any, **more: Any) -> Any:
         request = self.ask_append(client, values, *args, **more)
@@ -274,9 +269,7 @@ class World:
         self.server = self._serve()
 
 
-def packed(
-    control: protocol.Transact, *values: Values
-) -> tuple[protocol.Transact, bytes, bytes, list[Batch]]:
+def packed(control: protocol.Transact, *values: Values) -> tuple[protocol.Transact, list[Batch]]:
     """A transaction as it is submitted: its control with the lengths of its batches, and those."""
     batches = []
     appends = []
@@ -284,9 +277,9 @@ def packed(
         keys = each.keys() if isinstance(each, dict) else None
         plain = list(each.values() if isinstance(each, dict) else each)
         raw = bytes(batch.encode(plain, None if keys is None else list(keys)))
-        batches.append(Batch(raw[: batch.HEADER_BYTES], raw[batch.HEADER_BYTES :]))
+        batches.append(judged(raw))
         appends.append(msgspec.structs.replace(asked, bytes=len(raw)))
-    return msgspec.structs.replace(control, appends=appends), b"", b"", batches
+    return msgspec.structs.replace(control, appends=appends), batches
 
 
 def code(answer: Any) -> int:

@@ -329,8 +329,8 @@ MUTANTS = (
         (
             Edit(
                 "rlog.decisions.desk:Desk.fact",
-                "policy is None or policy.at_once:",
-                "policy is None or (policy.at_once and not isinstance(fact, facts.Committed)):",
+                "self._follow(log)",
+                "isinstance(fact, facts.Committed) or self._follow(log)",
             ),
         ),
         "answered",

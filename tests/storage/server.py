@@ -152,13 +152,11 @@ class Server:
         self,
         control: protocol.Control,
         then: Callable[[protocol.Control], None] = lambda _control: None,
-        produced: bytes = b"",
-        body: bytes = b"",
+        batches: Sequence[Batch] = (),
     ) -> int:
         """Submit a request, undecided until ``pump``."""
         request = self.peer.begin(then)
-        waiting = _waiting(self.peer, request, control, produced, body)
-        self.driver.broker.submit(waiting)
+        self.driver.broker.submit(Waiting(self.peer, request, control, batches))
         return request
 
     def call(self, control: protocol.Control) -> protocol.Control:
@@ -218,8 +216,7 @@ class Server:
         return self.ask(
             protocol.Append(self.ids[log]),
             then,
-            produced[: batch.HEADER_BYTES],
-            produced[batch.HEADER_BYTES :],
+            [judged(produced)],
         )
 
     def frame(
@@ -264,7 +261,7 @@ class Server:
         batches = []
         for each in payloads.values():
             raw = bytes(batch.encode(each))
-            batches.append(Batch(raw[: batch.HEADER_BYTES], raw[batch.HEADER_BYTES :]))
+            batches.append(judged(raw))
         sizes = [batch.HEADER_BYTES + len(each.body) for each in batches]
         control = protocol.Transact(
             CLIENT,
@@ -293,7 +290,7 @@ class Server:
                     kept[log, consumer] = max(kept.get((log, consumer), 0), offset)
 
         request = self.peer.begin(then)
-        waiting = Waiting(self.peer, request, control, batches=batches)
+        waiting = Waiting(self.peer, request, control, batches)
         self.driver.broker.submit(waiting)
         return request
 
@@ -454,10 +451,9 @@ class Server:
         return view_of(self.driver)
 
 
-def _waiting(
-    peer: Asker, request: int, control: protocol.Control, produced: bytes, body: bytes
-) -> Any:
-    return Waiting(peer, request, control, produced, body)
+def judged(raw: bytes) -> Batch:
+    """A batch as its producer made it, as the broker has it."""
+    return Batch(batch.parse_header(raw), raw[: batch.HEADER_BYTES], raw[batch.HEADER_BYTES :])
 
 
 def view_of(driver: Driver) -> View:

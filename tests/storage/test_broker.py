@@ -9,7 +9,7 @@ import pytest
 
 from rlog.decisions import Waiting
 from rlog_client import batch, errors, model, protocol
-from tests.storage.server import CLIENT, ROLL, START_NS, Asker, Server
+from tests.storage.server import CLIENT, ROLL, START_NS, Asker, Server, judged
 from tests.storage.simdisk import PAGE, Choice, Failure, Fill, SimDisk
 
 if TYPE_CHECKING:
@@ -34,10 +34,9 @@ def produced(size: int = 10) -> bytes:
 def ask(server: Server, control: Control, peer: Asker | None = None, size: int = 10) -> int:
     """Undecided until ``pump``."""
     peer = peer or server.peer
-    raw = produced(size) if isinstance(control, protocol.Append) else b""
+    batches = [judged(produced(size))] if isinstance(control, protocol.Append) else []
     request = peer.begin(lambda _control: None)
-    head, body = raw[: batch.HEADER_BYTES], raw[batch.HEADER_BYTES :]
-    server.driver.broker.submit(Waiting(peer, request, control, head, body))
+    server.driver.broker.submit(Waiting(peer, request, control, batches))
     return request
 
 
@@ -780,7 +779,7 @@ def test_when_writing_ends_whoever_waited_for_space_or_a_trim_is_refused() -> No
     requests = [peer.begin(lambda _control: None) for _ in range(2)]
     controls: tuple[Control, ...] = (protocol.Append(1), protocol.TrimLog(1, model.LATEST))
     append, trim = (
-        Waiting(peer, request, control, produced()[:80], produced()[80:])
+        Waiting(peer, request, control, [judged(produced())])
         for request, control in zip(requests, controls, strict=True)
     )
     books.watch.blocked[1], books.watch.trims[1] = [append], [trim]
