@@ -52,7 +52,6 @@ def main() -> None:
     question = "How many records a second can one client append, under each sync policy?"
     option = ("mib", 96, "of one row")
     with Bench(question, 5, option) as bench, Server(bench.directory()) as server:
-        bench.pids = (server.pid,)
         with rlog.connect(server.url) as client:
             for size in SIZES:
                 cases = [

@@ -65,7 +65,6 @@ def main() -> None:
     question = "How many records a second can one client consume, as Record in a for loop?"
     option = ("mib", 128, "of one row")
     with Bench(question, 7, option) as bench, Server(bench.directory()) as server:
-        bench.pids = (server.pid,)
         with rlog.connect(server.url) as client:
             for size in SIZES:
                 count = bench.options.mib * MIB // size

@@ -60,7 +60,6 @@ def main() -> None:
     question = "How many records a second does one log give to several consumers at the same time?"
     option = ("mib", 64, "of the log")
     with Bench(question, 5, option) as bench, Server(bench.directory()) as server:
-        bench.pids = (server.pid,)
         count = bench.options.mib * MIB // SIZE
         with rlog.connect(server.url) as client:
             fill(client.log("bench", create=True), SIZE, count)

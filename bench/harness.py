@@ -87,19 +87,27 @@ def warm(mib: int) -> float:
 
 
 class Clock:
-    """Seconds, and what others than this process and its children used of the processors."""
+    """Seconds, and what others than this process and its family used of the processors."""
 
-    def __init__(self, *pids: int) -> None:
-        children = (child.pid or 0 for child in multiprocessing.active_children())
-        self._pids = (os.getpid(), *children, *pids)
+    def __init__(self) -> None:
         self._began = time.monotonic()
-        self._busy = _busy() - sum(map(used, self._pids))
+        self._others = _busy() - _used_by_us()
 
     def others(self) -> float:
         """Processors that others used since, on average."""
         seconds = time.monotonic() - self._began
-        busy = _busy() - sum(map(used, self._pids)) - self._busy
-        return max(0.0, busy / seconds)
+        return max(0.0, (_busy() - _used_by_us() - self._others) / seconds)
+
+
+def _used_by_us() -> float:
+    """Processor seconds of this process and its descendants, those that have ended included."""
+    seconds, family = 0.0, [os.getpid()]
+    while family:
+        pid = family.pop()
+        seconds += used(pid)
+        for task in Path(f"/proc/{pid}/task").glob("*/children"):
+            family += map(int, " ".join(_lines(str(task))).split())
+    return seconds
 
 
 def _busy() -> float:
@@ -421,7 +429,6 @@ class Bench:
         self._tables: list[dict[str, Any]] = []
         self._machine = machine(os.path.dirname(self._scratch.name))
         print(f"\n{question}")
-        self.pids: tuple[int, ...] = ()  # whose work is ours
         mib = self.options.warm
         self._machine["memory"] = f"{mib} MiB warmed in {warm(mib):.1f} s" if mib else "not warmed"
         for name, text in self._machine.items():
@@ -445,7 +452,7 @@ class Bench:
         others = []
         for _ in range(self.options.rounds):
             settle(self.options.patience)
-            clock = Clock(*self.pids)
+            clock = Clock()
             for case, result in zip(cases, results, strict=True):
                 result.figures.append(case.run())
             others.append(clock.others())

@@ -90,7 +90,6 @@ def main() -> None:
     question = "How long after it is due is a record in its consumer's hands?"
     option = ("seconds", 2.0, "of one run")
     with Bench(question, 5, option) as bench, Server(bench.directory()) as server:
-        bench.pids = (server.pid,)
         run = partial(measured, server, seconds=bench.options.seconds)
         cases: list[Case] = []
         for per_second, goals in RATES.items():

@@ -103,7 +103,6 @@ def main() -> None:
         ("appends", 4000, "records that are appended one at a time, in one run"),
     )
     with Bench(question, 5, *options) as bench, Server(bench.directory()) as server:
-        bench.pids = (server.pid,)
         logs, count = bench.options.logs, bench.options.count
         idle = memory(server.pid).rss
         with rlog.connect(server.url) as client:

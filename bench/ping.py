@@ -123,7 +123,6 @@ def main() -> None:
     question = "How long does a small request of a second connection take, beside each load?"
     options = (("seconds", 2.0, "of each load, in one run"), ("mib", 64, "to be consumed"))
     with Bench(question, 5, *options) as bench, Server(bench.directory()) as server:
-        bench.pids = (server.pid,)
         seconds = bench.options.seconds
         with rlog.connect(server.url) as client:
             fill(client.log("bench", create=True), SIZE, bench.options.mib * MIB // SIZE)

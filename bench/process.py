@@ -39,7 +39,6 @@ def main() -> None:
     question = "How many records a second does process() hand to a handler and commit?"
     option = ("count", 500_000, "records of a run, fewer with less in flight")
     with Bench(question, 7, option) as bench, Server(bench.directory()) as server:
-        bench.pids = (server.pid,)
         count = bench.options.count
         ping = limits.PingPong()
         write = limits.SyncedWrite(bench.directory("limit"), limits.REQUEST_BYTES)

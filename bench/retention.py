@@ -46,7 +46,6 @@ def altered(logs: list[rlog.Log], options: Any, server: Server) -> Callable[[], 
 def main() -> None:
     question = "What does a server with a thousand logs spend on looking for what is to be trimmed?"
     with Bench(question, 3) as bench, Server(bench.directory()) as server:
-        bench.pids = (server.pid,)
         with rlog.connect(server.url, timeout=60) as client:
             logs = [
                 client.log(f"bench-{number}", create=True, sync="never", file_roll_size=4096)

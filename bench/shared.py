@@ -57,7 +57,6 @@ def main() -> None:
     question = "How many records a second do members of a shared consumer settle, all together?"
     option = ("count", 100_000, "records of one run")
     with Bench(question, 5, option) as bench, Server(bench.directory()) as server:
-        bench.pids = (server.pid,)
         count = bench.options.count
         column = values(100)
         with rlog.connect(server.url) as client:

@@ -20,7 +20,6 @@ def main() -> None:
     question = "How long does one synced append take, beside the least that it can?"
     option = ("count", 1000, "of one round")
     with Bench(question, 9, option) as bench, Server(bench.directory()) as server:
-        bench.pids = (server.pid,)
         count = bench.options.count
         ping = limits.PingPong()
         write = limits.SyncedWrite(bench.directory("limit"), limits.REQUEST_BYTES)

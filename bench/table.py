@@ -77,7 +77,6 @@ def main() -> None:
         directory, count = bench.directory(), bench.options.keys
         numbers = list(range(count))
         with Server(directory) as server:
-            bench.pids = (server.pid,)
             with rlog.connect(server.url, timeout=120) as client:
                 run(bench, server, client, numbers)
         # A second start has only the checkpoint of the clean stop to read.
