@@ -51,20 +51,25 @@ def case(client: rlog.Client, policy: str, size: int, how: str, mib: int) -> Cal
 def main() -> None:
     question = "How many records a second can one client append, under each sync policy?"
     option = ("mib", 96, "of one row")
-    with Bench(question, 5, option) as bench, Server(bench.directory()) as server:
-        with rlog.connect(server.url) as client:
-            for size in SIZES:
-                cases = [
-                    Case(
-                        f"{how}, sync {policy}",
-                        case(client, policy, size, how, bench.options.mib),
-                        GOALS.get((policy, size, how)),
-                    )
-                    for policy in POLICIES
-                    for how in ("send", "extend")
-                ]
-                title = f"append of {size} B, acknowledged, one client, loopback TCP"
-                bench.run(title, "records/s", [*cases, *limits.appending(bench, size)])
+    with (
+        Bench(question, 5, option) as bench,
+        Server(bench.directory()) as server,
+        rlog.connect(server.url) as client,
+    ):
+        for size in SIZES:
+            cases = [
+                Case(
+                    f"{how}, sync {policy}",
+                    case(client, policy, size, how, bench.options.mib),
+                    GOALS.get((policy, size, how)),
+                )
+                for policy in POLICIES
+                for how in ("send", "extend")
+            ]
+            title = f"append of {size} B, acknowledged, one client, loopback TCP"
+            bench.run(
+                title, "records/s", [*cases, *limits.appending(bench, size, bench.options.mib)]
+            )
 
 
 if __name__ == "__main__":

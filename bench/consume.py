@@ -64,25 +64,26 @@ def consume(log: rlog.Log, count: int) -> Callable[[], float]:
 def main() -> None:
     question = "How many records a second can one client consume, as Record in a for loop?"
     option = ("mib", 128, "of one row")
-    with Bench(question, 7, option) as bench, Server(bench.directory()) as server:
-        with rlog.connect(server.url) as client:
-            for size in SIZES:
-                count = bench.options.mib * MIB // size
-                log = client.log(f"bench-{size}", create=True)
-                fill(log, size, count)
-                goal = GOALS.get(size)
-                cases = [
-                    Case("reader", read(log, count), goal),
-                    Case(f"consumer, commit every {COMMIT_EVERY:,}", consume(log, count), goal),
-                ]
-                if size == 100:
-                    dressed = client.log("dressed", create=True)
-                    fill_dressed(dressed, size, count)
-                    cases.append(
-                        Case(f"consumer, {DRESSED}", consume(dressed, count), Goal(2_000_000))
-                    )
-                title = f"consume {count:,} records of {size} B, sync always, loopback TCP"
-                bench.run(title, "records/s", [*cases, *limits.consuming(size)])
+    with (
+        Bench(question, 7, option) as bench,
+        Server(bench.directory()) as server,
+        rlog.connect(server.url) as client,
+    ):
+        for size in SIZES:
+            count = bench.options.mib * MIB // size
+            log = client.log(f"bench-{size}", create=True)
+            fill(log, size, count)
+            goal = GOALS.get(size)
+            cases = [
+                Case("reader", read(log, count), goal),
+                Case(f"consumer, commit every {COMMIT_EVERY:,}", consume(log, count), goal),
+            ]
+            if size == 100:
+                dressed = client.log("dressed", create=True)
+                fill_dressed(dressed, size, count)
+                cases.append(Case(f"consumer, {DRESSED}", consume(dressed, count), Goal(2_000_000)))
+            title = f"consume {count:,} records of {size} B, sync always, loopback TCP"
+            bench.run(title, "records/s", [*cases, *limits.consuming(size, bench.options.mib)])
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ _ids: Final = itertools.count()
 
 def consumed(server: Server, consumers: int, count: int) -> Callable[[], list[float]]:
     """Records a second, all together and each, and the server's µs of processor time a record."""
+    run_id = 0
 
     def work(number: int, gate: Gate) -> float:
         with rlog.connect(server.url) as client:
@@ -52,7 +53,6 @@ def consumed(server: Server, consumers: int, count: int) -> Callable[[], list[fl
         cpu = used(server.pid) - before
         return [consumers * count / seconds, count / seconds, cpu / (consumers * count) * 1e6]
 
-    run_id = 0
     return run
 
 

@@ -6,9 +6,9 @@ read so many at random places, to give the first record at random offsets and ra
 reader, and to start after a clean stop and after SIGKILL. Goals are by the smallest, in the same
 round, but for starts.
 
-Warm: all of it was read before. Cold: the page cache is made to forget the directory's files (fsync,
-then POSIX_FADV_DONTNEED on each) before every reading and every seek, and first the server is
-started anew, so that it has no index in memory either. Before a SIGKILL so much is appended (to
+Warm: all of it was read before. Cold: the page cache is made to forget the directory's files
+(fsync, then POSIX_FADV_DONTNEED on each) before every reading and every seek, and first the server
+is started anew, so that it has no index in memory either. Before a SIGKILL so much is appended (to
 another log, which is deleted afterwards) that the journal to recover from is the same for all.
 """
 
@@ -68,7 +68,8 @@ class Grown:
         """Records a second."""
         portion = self._options.portion
         with rlog.connect(self._server.url) as client:
-            return rate(portion, partial(fill, client.log("bench"), self._options.size, portion))
+            log = client.log("bench")
+            return rate(portion, lambda: fill(log, self._options.size, portion))
 
     def read(self, *, cold: bool) -> float:
         """Records a second."""
@@ -88,9 +89,9 @@ class Grown:
                     for _record in reader:
                         pass
                 seconds += time.perf_counter() - began
-        return STRETCHES * portion / seconds
+        return float(STRETCHES * portion / seconds)
 
-    def seek(self, place: Callable[[], rlog.Whence], *, cold: bool) -> list[float]:
+    def seek(self, *, place: Callable[[Grown], rlog.Whence], cold: bool) -> list[float]:
         """Seconds of each, from opening a reader to its first record."""
         if cold:
             self._make_cold()
@@ -101,7 +102,7 @@ class Grown:
                 if cold:
                     evict(self._directory)
                 began = time.perf_counter()
-                with log.reader(place()) as reader:
+                with log.reader(place(self)) as reader:
                     next(reader)
                 taken.append(time.perf_counter() - began)
         return taken
@@ -138,11 +139,13 @@ class Grown:
     # --- in between ---------------------------------------------------------------------------
 
     def warm(self) -> None:
-        with rlog.connect(self._server.url) as client:
-            with client.log("bench").reader(rlog.OLDEST, block=False) as reader:
-                for _record in reader:
-                    pass
-        self.seek(self.offset, cold=False)
+        with (
+            rlog.connect(self._server.url) as client,
+            client.log("bench").reader(rlog.OLDEST, block=False) as reader,
+        ):
+            for _record in reader:
+                pass
+        self.seek(place=Grown.offset, cold=False)
 
     def _make_cold(self) -> None:
         self.start(killed=False, cold=True)
@@ -228,7 +231,7 @@ def run(tables: Tables, size: int) -> None:
     for cold in (False, True):
         for what, place in (("offset", Grown.offset), ("time", Grown.moment)):
             title = f"first record at a random {what}, {'cold' if cold else 'warm'}"
-            tables.seeks(title, lambda each: each.seek(partial(place, each), cold=cold))
+            tables.seeks(title, partial(Grown.seek, place=place, cold=cold))
     tables.memory()
     tables.starts("start after a clean stop", CLEAN, killed=False)
     tables.starts("start after SIGKILL", KILLED, killed=True)

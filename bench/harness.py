@@ -10,6 +10,7 @@ and a goal says only whether it was reached in this one.
 from __future__ import annotations
 
 import argparse
+import compileall
 import json
 import mmap
 import multiprocessing
@@ -28,6 +29,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, Self, TypeVar
 
+import rlog
 import rlog_client
 
 if TYPE_CHECKING:
@@ -357,7 +359,8 @@ def together(run: Callable[[], Sequence[float]], rows: Mapping[str, Goal | None]
         return figures[number]
 
     return [
-        Case(name, partial(figure, number), goal) for number, (name, goal) in enumerate(rows.items())
+        Case(name, partial(figure, number), goal)
+        for number, (name, goal) in enumerate(rows.items())
     ]
 
 
@@ -428,6 +431,9 @@ class Bench:
         self._scratch = tempfile.TemporaryDirectory(prefix="rlog-bench-", dir=self.options.dir)
         self._tables: list[dict[str, Any]] = []
         self._machine = machine(os.path.dirname(self._scratch.name))
+        for package in (rlog, rlog_client):
+            # As an installation has it: a start is not to compile what it imports.
+            compileall.compile_dir(package.__path__[0], quiet=1)
         print(f"\n{question}")
         mib = self.options.warm
         self._machine["memory"] = f"{mib} MiB warmed in {warm(mib):.1f} s" if mib else "not warmed"
@@ -467,7 +473,9 @@ class Bench:
             if result.goal is not None:
                 found = goals[result.name] = judged(result, results)
                 figure = f"{readable(found['figure'])} is " if result.goal.of else ""
-                line += f"  goal: {found['goal']}: {figure}{'' if found['reached'] else 'NOT '}reached"
+                line += (
+                    f"  goal: {found['goal']}: {figure}{'' if found['reached'] else 'NOT '}reached"
+                )
             print(line)
         self._tables.append(
             {

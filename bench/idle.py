@@ -1,10 +1,10 @@
 """How much memory does the server take: idle, under heavy load, and for each idle consumer?
 
 An idle consumer has a durable cursor, a claim and a subscription, stands at the end of its log and
-waits there in `async for`. Either each has a connection of its own, or a thousand share one. What it
-costs is the difference that all of them make to the server, by their number: to its resident memory
-(RSS), and to that without what it shares with others (PSS). Each row has a fresh server, which has
-served one consumer before. The clients are processes of their own, and wait in them.
+waits there in `async for`. Either each has a connection of its own, or a thousand share one. What
+it costs is the difference that all of them make to the server, by their number: to its resident
+memory (RSS), and to that without what it shares with others (PSS). Each row has a fresh server,
+which has served one consumer before. The clients are processes of their own, and wait in them.
 
 Heavy is: two producers, of 100 B and of 64 KiB, and two readers of what they append, all as fast as
 they can, for some seconds. `highest` is the kernel's own mark (VmHWM).
@@ -90,13 +90,15 @@ def idle_consumers(bench: Bench, consumers: int, each: int) -> list[float]:
 
     name = f"data-{consumers}-{each}-{time.monotonic_ns()}"
     with Server(bench.directory(name)) as server:
-        with rlog.connect(server.url) as client:
-            with client.log("bench", create=True).consumer("first", block=False) as consumer:
-                assert not list(consumer)
+        with (
+            rlog.connect(server.url) as client,
+            client.log("bench", create=True).consumer("first", block=False) as consumer,
+        ):
+            assert not list(consumer)
         before = memory(server.pid)
         with Crowd(work, PROCESSES) as crowd:
             crowd.go()
-            time.sleep(1.0)  # for the server to be idle, too
+            time.sleep(0.5)  # for the server to be idle, too
             after = memory(server.pid)
     return [
         (after.rss - before.rss) / consumers / KIB,

@@ -6,8 +6,8 @@ the call of ``send``, so that a producer which is held up makes its records late
 (open loop, no coordinated omission). It sleeps until the next one is due, which takes the kernel
 some 50 µs longer: that is counted, too. Both processes read one clock, CLOCK_MONOTONIC.
 
-``linger`` is set to half a millisecond, since a batch of its own for each of 50,000 records a second
-is more than anybody wants to sync; beside it, at the lower rate, what the default makes of it.
+``linger`` is set to half a millisecond, since a batch of its own for each of 50,000 records a
+second is more than anybody wants to sync; beside it, at the lower rate, what the default makes.
 """
 
 from __future__ import annotations
@@ -97,9 +97,7 @@ def main() -> None:
             wanted = {share: goals.get(share) for share in SHARES}
             cases += percentiles(name, run(per_second, linger=LINGER_SECONDS), wanted, 1e3)
         default = f"{min(RATES):,}/s, linger as it is by default"
-        cases += percentiles(
-            default, run(min(RATES), linger=0.005), dict.fromkeys(SHARES), 1e3
-        )
+        cases += percentiles(default, run(min(RATES), linger=0.005), dict.fromkeys(SHARES), 1e3)
         title = (
             f"append to consumer, 100 B, sync always, linger {LINGER_SECONDS * 1e3:g} ms,"
             " loopback TCP"

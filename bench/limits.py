@@ -180,25 +180,25 @@ def unpack(size: int = 100, count: int = 500_000) -> float:
     return rate(runs * len(column), lambda: [batch.decode(header, body) for _ in range(runs)])
 
 
-def appending(bench: Bench, size: int) -> list[Case]:
-    """The limits of appending records of ``size`` bytes in bulk."""
+def appending(bench: Bench, size: int, mib: int) -> list[Case]:
+    """The limits of appending ``mib`` MiB of records of ``size`` bytes in bulk."""
     large = SyncedWrite(bench.directory("limit"), MIB)
     fresh = FallocatedWrite(bench.directory("fresh"), MIB)
     return [
-        Case(f"limit: pack {size} B", lambda: pack(size)),
-        Case(LOOPBACK, lambda: loopback() * MIB / size),
-        Case(f"limit: CRC32C of {size} B", lambda: checksum() * MIB / size),
-        Case("limit: synced write, recycled, by MiB", lambda: _bulk(large) * MIB / size),
-        Case(FALLOCATED, lambda: _bulk(fresh) * MIB / size),
+        Case(f"limit: pack {size} B", lambda: pack(size, mib * MIB // size)),
+        Case(LOOPBACK, lambda: loopback(mib) * MIB / size),
+        Case(f"limit: CRC32C of {size} B", lambda: checksum(mib) * MIB / size),
+        Case("limit: synced write, recycled, by MiB", lambda: _bulk(large, mib) * MIB / size),
+        Case(FALLOCATED, lambda: _bulk(fresh, mib) * MIB / size),
     ]
 
 
-def consuming(size: int) -> list[Case]:
-    """The limits of consuming records of ``size`` bytes in bulk."""
+def consuming(size: int, mib: int) -> list[Case]:
+    """The limits of consuming ``mib`` MiB of records of ``size`` bytes in bulk."""
     return [
-        Case(LOOPBACK, lambda: loopback() * MIB / size),
-        Case(f"limit: CRC32C of {size} B", lambda: checksum() * MIB / size),
-        Case(f"limit: unpack {size} B", lambda: unpack(size)),
+        Case(LOOPBACK, lambda: loopback(mib) * MIB / size),
+        Case(f"limit: CRC32C of {size} B", lambda: checksum(mib) * MIB / size),
+        Case(f"limit: unpack {size} B", lambda: unpack(size, mib * MIB // size)),
     ]
 
 

@@ -71,11 +71,10 @@ def consume(logs: int) -> Work:
         count = 0
         for log in mine:
             with log.consumer("bench", block=False) as consumer:
-                record = None
-                for record in consumer:
-                    count += 1
-                if record is not None:
-                    consumer.commit(record)
+                records = list(consumer)
+                if records:
+                    consumer.commit(records[-1])
+                count += len(records)
             log.cursor("bench").delete()
         return count
 
@@ -91,8 +90,8 @@ def crowd(server: Server, work: Work, clients: int) -> float:
 
     with Crowd(member, clients) as members:
         began = members.go()
-        counts, ends = zip(*members.results(), strict=True)
-    return sum(counts) / (max(ends) - began)
+        found = members.results()
+    return sum(count for count, _ in found) / (max(ended for _, ended in found) - began)
 
 
 def main() -> None:

@@ -132,7 +132,9 @@ def main() -> None:
         cases = percentiles("idle", partial(pinged, server, seconds), {0.5: None, 0.99: None})
         for name, (load, processes) in LOADS.items():
             rows = (f"{name}, p50", f"{name}, p99", "  records/s of it")
-            cases += together(partial(beside, server, load, processes, seconds), dict.fromkeys(rows))
+            cases += together(
+                partial(beside, server, load, processes, seconds), dict.fromkeys(rows)
+            )
         bench.run(f"a ping beside the load, {SIZE} B, sync always, loopback TCP", "µs", cases)
 
 

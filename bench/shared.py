@@ -24,6 +24,7 @@ _ids: Final = itertools.count()
 
 def share(url: str, log: str, members: int, in_flight: int, count: int) -> Callable[[], float]:
     """The time is from when all are ready to when the last of the records was handled."""
+    consumer_id = ""
 
     def work(_number: int, gate: Gate) -> tuple[int, float]:
         done, ended = 0, 0.0
@@ -45,11 +46,11 @@ def share(url: str, log: str, members: int, in_flight: int, count: int) -> Calla
         consumer_id = f"bench-{next(_ids)}"
         with Crowd(work, members) as crowd:
             began = crowd.go()
-            counts, ends = zip(*crowd.results(), strict=True)
-        assert sum(counts) == count, f"settled {sum(counts)}"
-        return count / (max(ends) - began)
+            found = crowd.results()
+        settled = sum(done for done, _ in found)
+        assert settled == count, f"settled {settled}"
+        return count / (max(ended for _, ended in found) - began)
 
-    consumer_id = ""
     return run
 
 
