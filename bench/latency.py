@@ -6,14 +6,14 @@ the call of ``send``, so that a producer which is held up makes its records late
 (open loop, no coordinated omission). It sleeps until the next one is due, which takes the kernel
 some 50 µs longer: that is counted, too. Both processes read one clock, CLOCK_MONOTONIC.
 
-``linger`` is set to half a millisecond, since a batch of its own for each of 50,000 records a
-second is more than anybody wants to sync; beside it, at the lower rate, what the default makes.
+``linger`` is set to half a millisecond (`--linger`), since a batch of its own for each of 50,000
+records a second is more than anybody wants to sync; beside it, at the lower rate, what the default
+makes.
 """
 
 from __future__ import annotations
 
 import time
-from functools import partial
 from struct import Struct
 from typing import TYPE_CHECKING, Final
 
@@ -24,7 +24,7 @@ from .harness import Bench, Case, Crowd, Gate, Goal, Server, percentiles
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-LINGER_SECONDS: Final = 0.0005
+DEFAULT_SECONDS: Final = 0.005  # what ``linger`` is if nobody says anything
 SHARES: Final = (0.5, 0.99, 0.999)
 COMMIT_EVERY: Final = 1000
 SETTLE_SECONDS: Final = 0.2  # at the beginning of a run, which do not count
@@ -88,20 +88,19 @@ def measured(
 
 def main() -> None:
     question = "How long after it is due is a record in its consumer's hands?"
-    option = ("seconds", 2.0, "of one run")
-    with Bench(question, 5, option) as bench, Server(bench.directory()) as server:
-        run = partial(measured, server, seconds=bench.options.seconds)
+    options = (("seconds", 2.0, "of one run"), ("linger", 0.5, "of the producer, in ms"))
+    with Bench(question, 5, *options) as bench, Server(bench.directory()) as server:
+        linger_ms, seconds = bench.options.linger, bench.options.seconds
         cases: list[Case] = []
         for per_second, goals in RATES.items():
-            name = f"{per_second:,}/s"
             wanted = {share: goals.get(share) for share in SHARES}
-            cases += percentiles(name, run(per_second, linger=LINGER_SECONDS), wanted, 1e3)
-        default = f"{min(RATES):,}/s, linger as it is by default"
-        cases += percentiles(default, run(min(RATES), linger=0.005), dict.fromkeys(SHARES), 1e3)
-        title = (
-            f"append to consumer, 100 B, sync always, linger {LINGER_SECONDS * 1e3:g} ms,"
-            " loopback TCP"
-        )
+            run = measured(server, per_second, seconds, linger_ms / 1e3)
+            cases += percentiles(f"{per_second:,}/s", run, wanted, 1e3)
+        slow = min(RATES)
+        name = f"{slow:,}/s, linger as it is by default"
+        run = measured(server, slow, seconds, DEFAULT_SECONDS)
+        cases += percentiles(name, run, dict.fromkeys(SHARES), 1e3)
+        title = f"append to consumer, 100 B, sync always, linger {linger_ms:g} ms, loopback TCP"
         bench.run(title, "ms", cases)
 
 
