@@ -89,27 +89,32 @@ def warm(mib: int) -> float:
 
 
 class Clock:
-    """Seconds, and what others than this process and its family used of the processors."""
+    """Seconds, and what others than this process and its descendants used of the processors.
 
-    def __init__(self) -> None:
+    ``pids``: of further processes that are ours, with their own descendants.
+    """
+
+    def __init__(self, *pids: int) -> None:
+        self._roots = (os.getpid(), *pids)
         self._began = time.monotonic()
-        self._others = _busy() - _used_by_us()
+        self._others = _busy() - self._used()
 
     def others(self) -> float:
         """Processors that others used since, on average."""
         seconds = time.monotonic() - self._began
-        return max(0.0, (_busy() - _used_by_us() - self._others) / seconds)
+        return max(0.0, (_busy() - self._used() - self._others) / seconds)
 
-
-def _used_by_us() -> float:
-    """Processor seconds of this process and its descendants, those that have ended included."""
-    seconds, family = 0.0, [os.getpid()]
-    while family:
-        pid = family.pop()
-        seconds += used(pid)
-        for task in Path(f"/proc/{pid}/task").glob("*/children"):
-            family += map(int, " ".join(_lines(str(task))).split())
-    return seconds
+    def _used(self) -> float:
+        """Processor seconds of all of them, those that have ended included."""
+        family: set[int] = set()
+        waiting = list(self._roots)
+        while waiting:
+            pid = waiting.pop()
+            if pid not in family:
+                family.add(pid)
+                for task in Path(f"/proc/{pid}/task").glob("*/children"):
+                    waiting += map(int, " ".join(_lines(str(task))).split())
+        return sum(map(used, family))
 
 
 def _busy() -> float:
@@ -435,6 +440,7 @@ class Bench:
             # As an installation has it: a start is not to compile what it imports.
             compileall.compile_dir(package.__path__[0], quiet=1)
         print(f"\n{question}")
+        self.pids: tuple[int, ...] = ()  # whose work is ours, though they are no children of ours
         mib = self.options.warm
         self._machine["memory"] = f"{mib} MiB warmed in {warm(mib):.1f} s" if mib else "not warmed"
         for name, text in self._machine.items():
@@ -452,16 +458,25 @@ class Bench:
     def directory(self, name: str = "data") -> str:
         return f"{self._scratch.name}/{name}"
 
-    def run(self, title: str, unit: str, cases: Sequence[Case]) -> list[Result]:
-        """Every case once a round, medians of the rounds, and a table of them."""
-        results = [Result(case.name, [], case.goal) for case in cases]
+    def rounds(self, works: Sequence[Callable[[], None]]) -> list[float]:
+        """Do each once a round; of each round, the processors that others used meanwhile."""
         others = []
         for _ in range(self.options.rounds):
             settle(self.options.patience)
-            clock = Clock()
-            for case, result in zip(cases, results, strict=True):
-                result.figures.append(case.run())
+            clock = Clock(*self.pids)
+            for work in works:
+                work()
             others.append(clock.others())
+        return others
+
+    def run(self, title: str, unit: str, cases: Sequence[Case]) -> list[Result]:
+        """Every case once a round, medians of the rounds, and a table of them."""
+        results = [Result(case.name, [], case.goal) for case in cases]
+
+        def add(case: Case, result: Result) -> None:
+            result.figures.append(case.run())
+
+        others = self.rounds([partial(add, *pair) for pair in zip(cases, results, strict=True)])
         width = max(len(case.name) for case in cases)
         noise = f"others used {median(others):.2f} processors, at most {max(others):.2f}"
         print(f"\n  {title}, {unit}: {self.options.rounds} rounds; {noise}")
@@ -477,7 +492,7 @@ class Bench:
                     f"  goal: {found['goal']}: {figure}{'' if found['reached'] else 'NOT '}reached"
                 )
             print(line)
-        self._tables.append(
+        self.report(
             {
                 "title": title,
                 "unit": unit,
@@ -490,7 +505,11 @@ class Bench:
 
     def note(self, text: str) -> None:
         print(f"  {text}")
-        self._tables.append({"note": text})
+        self.report({"note": text})
+
+    def report(self, table: dict[str, Any]) -> None:
+        """Have it written to the JSON file, too."""
+        self._tables.append(table)
 
 
 def readable(figure: float) -> str:
