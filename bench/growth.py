@@ -224,13 +224,13 @@ class Tables:
 
 def run(tables: Tables, size: int) -> None:
     tables.rates(f"append of {size} B, sync always", Grown.append)
-    tables.rates("read at random places, warm", lambda each: each.read(cold=False))
-    tables.rates("read at random places, cold", lambda each: each.read(cold=True))
     for each in tables.grown:
         each.warm()
     for cold in (False, True):
+        how = "cold" if cold else "warm"
+        tables.rates(f"read at random places, {how}", partial(Grown.read, cold=cold))
         for what, place in (("offset", Grown.offset), ("time", Grown.moment)):
-            title = f"first record at a random {what}, {'cold' if cold else 'warm'}"
+            title = f"first record at a random {what}, {how}"
             tables.seeks(title, partial(Grown.seek, place=place, cold=cold))
     tables.memory()
     tables.starts("start after a clean stop", CLEAN, killed=False)
