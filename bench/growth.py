@@ -14,11 +14,13 @@ another log, which is deleted afterwards) that the journal to recover from is th
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import time
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 import rlog_client as rlog
@@ -40,6 +42,7 @@ from .harness import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+PAGE: Final = 4096
 STRETCHES: Final = 5  # of each reading: so many times a portion, each at another place
 RECORD_OVERHEAD: Final = 4  # bytes of a record that are stored beside its value, and some to spare
 JOURNAL_BYTES: Final = 512 * MIB  # of each directory, beside what is in the segments
@@ -104,6 +107,19 @@ class Grown:
                 began = time.perf_counter()
                 with log.reader(place(self)) as reader:
                     next(reader)
+                taken.append(time.perf_counter() - began)
+        return taken
+
+    def read_pages(self) -> list[float]:
+        """Seconds of each: the disk's own part in a cold seek, of which that has several."""
+        taken = []
+        segments = [path for path in Path(self._directory).rglob("*.seg") if path.stat().st_size]
+        for _ in range(self._options.seeks // 10):
+            evict(self._directory)
+            with self._random.choice(segments).open("rb", buffering=0) as file:
+                position = self._random.randrange(os.fstat(file.fileno()).st_size)
+                began = time.perf_counter()
+                os.pread(file.fileno(), PAGE, position // PAGE * PAGE)
                 taken.append(time.perf_counter() - began)
         return taken
 
@@ -195,8 +211,11 @@ class Tables:
         ]
         self._bench.run(title, "records/s", cases)
 
-    def seeks(self, title: str, run: Callable[[Grown], list[float]]) -> None:
+    def seeks(self, title: str, run: Callable[[Grown], list[float]], *, cold: bool) -> None:
         cases: list[Case] = []
+        if cold:
+            name = f"limit: {PAGE} B of the largest, at random"
+            cases += percentiles(name, self.grown[-1].read_pages, dict.fromkeys((0.5, 0.99)))
         for each in self.grown:
             goal = self._goal(each, AS_SOON, ", p99", at_most=True)
             cases += percentiles(each.name, partial(run, each), {0.5: None, 0.99: goal})
@@ -231,7 +250,7 @@ def run(tables: Tables, size: int) -> None:
         tables.rates(f"read at random places, {how}", partial(Grown.read, cold=cold))
         for what, place in (("offset", Grown.offset), ("time", Grown.moment)):
             title = f"first record at a random {what}, {how}"
-            tables.seeks(title, partial(Grown.seek, place=place, cold=cold))
+            tables.seeks(title, partial(Grown.seek, place=place, cold=cold), cold=cold)
     tables.memory()
     tables.starts("start after a clean stop", CLEAN, killed=False)
     tables.starts("start after SIGKILL", KILLED, killed=True)
