@@ -3,8 +3,9 @@
 `rlog append LOG FILE`, `rlog cat LOG > FILE` and `rlog cat LOG | wc -c`, as a user types them: the
 start of the command counts. The file holds lines as a web server logs them, of many lengths, and is
 the same in every run; it is in the page cache, as is the log. Each append goes into a new log, and
-is acknowledged when it is synced. Beside them what coreutils need for the same without a server
-(nothing of which is synced). That what comes back is equal is checked first, and not timed.
+is acknowledged when it is synced. Beside them what coreutils need for the same without a server; of
+those `dd` alone syncs, and it writes once what a server writes twice, into its journal and into the
+log. That what comes back is equal is checked first, and not timed.
 """
 
 from __future__ import annotations
@@ -100,6 +101,10 @@ def main() -> None:
                 Case("rlog append", append_anew, Goal(250)),
                 row("rlog cat > file", f"{rlog_} cat bench > {back}", Goal(600)),
                 row("rlog cat | wc -c", f"{rlog_} cat bench | wc -c", Goal(300)),
+                row(
+                    "limit: dd file, synced",
+                    f"dd if={source} of={back} bs=1M conv=fsync status=none",
+                ),
                 row("limit: cat file > file", f"cat {source} > {back}"),
                 row("limit: cat file | wc -c", f"cat {source} | wc -c"),
                 row("limit: wc -l file", f"wc -l {source}"),

@@ -318,6 +318,7 @@ class Crowd(Generic[T]):
 def _member(
     work: Callable[[int, Gate], object], number: int, gate: Gate, results: Connection
 ) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         results.send(work(number, gate))
     except BaseException:

@@ -23,7 +23,7 @@ SMALLEST: Final = {
     "process": ("--count 1000", 2),
     "fanout": ("--mib 1", 0),
     "shared": ("--count 1000", 2),
-    "many_logs": ("--logs 4 --count 1600 --appends 32", 0),
+    "many_logs": ("--logs 4 --seconds 0.1", 0),
     "single": ("--count 10", 1),
     "ping": ("--seconds 0.05 --mib 1", 0),
     "idle": ("--seconds 0.1 --consumers 40", 6),
