@@ -310,9 +310,10 @@ class Crowd(Generic[T]):
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for process, _mine in self._members:
+        for process, mine in self._members:
             process.kill()
             process.join()
+            mine.close()
 
 
 def _member(
@@ -322,8 +323,8 @@ def _member(
     try:
         results.send(work(number, gate))
     except BaseException:
-        gate.give_up()
         traceback.print_exc()
+        gate.give_up()  # last: whoever waits there ends us
         raise
 
 

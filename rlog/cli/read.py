@@ -133,7 +133,7 @@ def cat(
     if raw and (template is not None or out.form is not None):
         raise click.UsageError("--raw is values alone: --format and --output do not go with it")
     _widen_pipe()
-    with settings.client() as client:
+    with wire.collecting_seldom(), settings.client() as client:
         source = client.log(log)
         first, final = _range(source, begin, end, count)
         if template is None and out.form is None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+import contextlib
+import gc
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from rlog_client.batch import HEADER_BYTES, Header, InvalidBatch, parse_header
 from rlog_client.client import checked_options
@@ -39,6 +41,22 @@ if TYPE_CHECKING:
     from rlog_client.session import Chunk
 
     from .whence import Place as Whereabouts
+
+
+COLLECT_AFTER: Final = 100_000  # containers that were made and not freed
+
+
+@contextlib.contextmanager
+def collecting_seldom() -> Iterator[None]:
+    """For whoever handles lists of thousands of values: they are in no cycle, and the collector
+    would walk over all of them each time that 700 small objects were made.
+    """
+    before = gc.get_threshold()
+    gc.set_threshold(COLLECT_AFTER)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 def ping(client: Client) -> None:
