@@ -113,7 +113,6 @@ def case(name: str, url: str, backend: str, work: Work) -> Case:
 def main() -> None:
     question = "How many records a second does the async client append and consume?"
     with Bench(question, 5) as bench, Server(bench.directory()) as server:
-        bench.pids = (server.pid,)
         fill(server.url)
         works: dict[str, Work] = {
             "send, one task": send,

@@ -7,18 +7,23 @@ from typing import TYPE_CHECKING, Final
 import rlog_client as rlog
 
 from . import limits
-from .harness import MIB, POLICIES, Bench, Case, Server, rate, values
+from .harness import MIB, POLICIES, Bench, Case, Goal, Server, rate, values
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-BYTES: Final = 96 * MIB  # of a case
-GOALS: Final = {("always", 100, "send"): "goal: 1,500,000"}
+SIZES: Final = (100, 1024, 65536)
+GOALS: Final = {
+    ("always", 100, "send"): Goal(3_000_000),
+    ("always", 100, "extend"): Goal(4_500_000),
+    ("always", 65536, "send"): Goal(0.7, of=(limits.FALLOCATED,)),
+    ("always", 65536, "extend"): Goal(0.7, of=(limits.FALLOCATED,)),
+}
 
 
-def case(client: rlog.Client, policy: str, size: int, how: str) -> Callable[[], float]:
-    column = values(size, min(50_000, BYTES // size))
-    times = BYTES // size // len(column)
+def case(client: rlog.Client, policy: str, size: int, how: str, mib: int) -> Callable[[], float]:
+    column = values(size, min(50_000, mib * MIB // size))
+    times = mib * MIB // size // len(column)
 
     def run() -> float:
         log = client.log("bench", create=True, sync=policy)
@@ -45,21 +50,26 @@ def case(client: rlog.Client, policy: str, size: int, how: str) -> Callable[[], 
 
 def main() -> None:
     question = "How many records a second can one client append, under each sync policy?"
-    with Bench(question, 5) as bench, Server(bench.directory()) as server:
-        bench.pids = (server.pid,)
-        with rlog.connect(server.url) as client:
-            for size in (100, 1024):
-                cases = [
-                    Case(
-                        f"{how}, sync {policy}",
-                        case(client, policy, size, how),
-                        GOALS.get((policy, size, how), ""),
-                    )
-                    for policy in POLICIES
-                    for how in ("send", "extend")
-                ]
-                title = f"append of {size} B, acknowledged, one client, loopback TCP"
-                bench.run(title, "records/s", [*cases, *limits.appending(bench, size)])
+    option = ("mib", 96, "of one row")
+    with (
+        Bench(question, 5, option) as bench,
+        Server(bench.directory()) as server,
+        rlog.connect(server.url) as client,
+    ):
+        for size in SIZES:
+            cases = [
+                Case(
+                    f"{how}, sync {policy}",
+                    case(client, policy, size, how, bench.options.mib),
+                    GOALS.get((policy, size, how)),
+                )
+                for policy in POLICIES
+                for how in ("send", "extend")
+            ]
+            title = f"append of {size} B, acknowledged, one client, loopback TCP"
+            bench.run(
+                title, "records/s", [*cases, *limits.appending(bench, size, bench.options.mib)]
+            )
 
 
 if __name__ == "__main__":

@@ -7,22 +7,29 @@ from typing import TYPE_CHECKING, Final
 import rlog_client as rlog
 
 from . import limits
-from .harness import MIB, Bench, Case, Server, rate, values
+from .harness import MIB, Bench, Case, Goal, Server, fill, rate, values
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-BYTES: Final = 128 * MIB  # of a case
+SIZES: Final = (100, 1024, 65536)
 COMMIT_EVERY: Final = 10_000
+# As `for` loops over a reader and over a consumer reach it, by the bytes of a record.
+GOALS: Final = {100: Goal(4_500_000), 65536: Goal(0.6, of=(limits.LOOPBACK,))}
+DRESSED: Final = "with keys, times and header maps"
 
 
-def fill(client: rlog.Client, size: int) -> rlog.Log:
-    log = client.log(f"bench-{size}", create=True)
-    column = values(size)
+def fill_dressed(log: rlog.Log, size: int, count: int) -> None:
+    """Records that have all that a record can have."""
+    column = values(size, min(count, 50_000))
     with log.producer() as producer:
-        for _ in range(BYTES // size // len(column)):
-            producer.extend(column)
-    return log
+        for number in range(count):
+            producer.send(
+                column[number % len(column)],
+                key=b"key %d" % (number % 1000),
+                headers={"trace": b"%016d" % number},
+                event_time_ns=number,
+            )
 
 
 def read(log: rlog.Log, count: int) -> Callable[[], float]:
@@ -56,19 +63,27 @@ def consume(log: rlog.Log, count: int) -> Callable[[], float]:
 
 def main() -> None:
     question = "How many records a second can one client consume, as Record in a for loop?"
-    with Bench(question, 7) as bench, Server(bench.directory()) as server:
-        bench.pids = (server.pid,)
-        with rlog.connect(server.url) as client:
-            for size in (100, 1024):
-                log = fill(client, size)
-                count = log.info().end
-                goal = "goal: 3,000,000" if size == 100 else ""
-                cases = [
-                    Case("reader", read(log, count), goal),
-                    Case(f"consumer, commit every {COMMIT_EVERY:,}", consume(log, count), goal),
-                ]
-                title = f"consume {count:,} records of {size} B, sync always, loopback TCP"
-                bench.run(title, "records/s", [*cases, *limits.consuming(size)])
+    option = ("mib", 128, "of one row")
+    with (
+        Bench(question, 7, option) as bench,
+        Server(bench.directory()) as server,
+        rlog.connect(server.url) as client,
+    ):
+        for size in SIZES:
+            count = bench.options.mib * MIB // size
+            log = client.log(f"bench-{size}", create=True)
+            fill(log, size, count)
+            goal = GOALS.get(size)
+            cases = [
+                Case("reader", read(log, count), goal),
+                Case(f"consumer, commit every {COMMIT_EVERY:,}", consume(log, count), goal),
+            ]
+            if size == 100:
+                dressed = client.log("dressed", create=True)
+                fill_dressed(dressed, size, count)
+                cases.append(Case(f"consumer, {DRESSED}", consume(dressed, count), Goal(2_000_000)))
+            title = f"consume {count:,} records of {size} B, sync always, loopback TCP"
+            bench.run(title, "records/s", [*cases, *limits.consuming(size, bench.options.mib)])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,8 @@
-"""How many records a second does process() hand to a handler and commit?"""
+"""How many records a second does process() hand to a handler and commit, each by itself?
+
+The handler does nothing. Beside it: one append of a record of the same size at a time, synced, by
+the same client, which is one request, one sync and one answer as well.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +11,18 @@ from typing import TYPE_CHECKING, Final
 import rlog_client as rlog
 
 from . import limits
-from .harness import Bench, Case, Server, percentile, rate, values
+from .harness import Bench, Case, Goal, Server, fill, percentile, rate, values
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-COUNTS: Final = {1: 2_000, 100: 100_000, 1000: 500_000}  # records of one run, by in_flight
+SIZE: Final = 100  # bytes of a record
+SHARES: Final = {1: 0.004, 100: 0.2, 1000: 1.0}  # of the records, in one run, by in_flight
+APPEND: Final = "one synced append at a time"
+GOALS: Final = {1: Goal(0.7, of=(APPEND,)), 1000: Goal(400_000)}
 
 
-def process(log: rlog.Log, in_flight: int) -> Callable[[], float]:
-    count = COUNTS[in_flight]
-
+def process(log: rlog.Log, in_flight: int, count: int) -> Callable[[], float]:
     def handle(_record: rlog.Record) -> None:
         pass
 
@@ -32,8 +37,9 @@ def process(log: rlog.Log, in_flight: int) -> Callable[[], float]:
 
 def main() -> None:
     question = "How many records a second does process() hand to a handler and commit?"
-    with Bench(question, 7) as bench, Server(bench.directory()) as server:
-        bench.pids = (server.pid,)
+    option = ("count", 500_000, "records of a run, fewer with less in flight")
+    with Bench(question, 7, option) as bench, Server(bench.directory()) as server:
+        count = bench.options.count
         ping = limits.PingPong()
         write = limits.SyncedWrite(bench.directory("limit"), limits.REQUEST_BYTES)
 
@@ -42,13 +48,21 @@ def main() -> None:
             return 1 / sum(percentile(limits.times(500, x.once), 0.5) for x in (ping, write))
 
         with rlog.connect(server.url) as client:
-            log = client.log("bench", create=True)
-            with log.producer() as producer:
-                producer.extend(values(100) * 10)
-            cases = [Case(f"in_flight={count}", process(log, count)) for count in COUNTS]
+            log, other = client.log("bench", create=True), client.log("other", create=True)
+            fill(log, SIZE, count)
+            value = values(SIZE, 1)[0]
+
+            def append() -> float:
+                singles = int(count * SHARES[1])
+                return rate(singles, lambda: limits.times(singles, lambda: other.append(value)))
+
+            cases = [
+                Case(f"in_flight={some:,}", process(log, some, int(count * share)), GOALS.get(some))
+                for some, share in SHARES.items()
+            ]
+            title = f"process of {SIZE} B, an empty handler, sync always, loopback TCP"
             limit = Case("limit: ping-pong and synced write", least)
-            title = "process of 100 B, an empty handler, sync always, loopback TCP"
-            bench.run(title, "records/s", [*cases, limit])
+            bench.run(title, "records/s", [*cases, Case(APPEND, append), limit])
         ping.close()
 
 

@@ -45,19 +45,21 @@ def altered(logs: list[rlog.Log], options: Any, server: Server) -> Callable[[], 
 
 def main() -> None:
     question = "What does a server with a thousand logs spend on looking for what is to be trimmed?"
-    with Bench(question, 3) as bench, Server(bench.directory()) as server:
-        bench.pids = (server.pid,)
-        with rlog.connect(server.url, timeout=60) as client:
-            logs = [
-                client.log(f"bench-{number}", create=True, sync="never", file_roll_size=4096)
-                for number in range(LOGS)
-            ]
-            column = values(1000, 8)
-            for log in logs:
-                for _ in range(3):
-                    log.append_many(column)
-            cases = [Case(name, altered(logs, options, server)) for name, options in KINDS.items()]
-            bench.run(f"{LOGS} idle logs of 24 records", "ms of processor time in a second", cases)
+    with (
+        Bench(question, 3) as bench,
+        Server(bench.directory()) as server,
+        rlog.connect(server.url, timeout=60) as client,
+    ):
+        logs = [
+            client.log(f"bench-{number}", create=True, sync="never", file_roll_size=4096)
+            for number in range(LOGS)
+        ]
+        column = values(1000, 8)
+        for log in logs:
+            for _ in range(3):
+                log.append_many(column)
+        cases = [Case(name, altered(logs, options, server)) for name, options in KINDS.items()]
+        bench.run(f"{LOGS} idle logs of 24 records", "ms of processor time in a second", cases)
 
 
 if __name__ == "__main__":

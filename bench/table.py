@@ -76,10 +76,11 @@ def main() -> None:
     with Bench(__doc__ or "", 3, option) as bench:
         directory, count = bench.directory(), bench.options.keys
         numbers = list(range(count))
-        with Server(directory) as server:
-            bench.pids = (server.pid,)
-            with rlog.connect(server.url, timeout=120) as client:
-                run(bench, server, client, numbers)
+        with (
+            Server(directory) as server,
+            rlog.connect(server.url, timeout=120) as client,
+        ):
+            run(bench, server, client, numbers)
         # A second start has only the checkpoint of the clean stop to read.
         with Server(directory) as server:
             bench.note(f"a start with {count:,} keys: {server.start_seconds:.2f} s")

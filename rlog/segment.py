@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 _WINDOW: Final = 256 * 1024
+_PAGE: Final = 4096
 
 
 def directory(log: int) -> str:
@@ -95,7 +96,9 @@ class _Window:
     def get(self, position: int, count: int) -> memoryview:
         at = position - self._begin
         if not 0 <= at <= at + count <= len(self._data):
-            self._data = self._read(position, max(count, _WINDOW))
+            # Behind a long body lies another one, as a rule: not to be read for its header's sake.
+            far = self._data and at - len(self._data) > _WINDOW
+            self._data = self._read(position, max(count, _PAGE if far else _WINDOW))
             self._begin, at = position, 0
         return memoryview(self._data)[at : at + count]
 

@@ -477,7 +477,8 @@ def _append(
     progress = Progress(out, total, began)
     failure: Unfit | RlogError | KeyboardInterrupt | None = None
     try:
-        Appending(feed, shape, record_max + TOO_LARGE_FOLLOWED, pace).run(sources, progress)
+        with wire.collecting_seldom():
+            Appending(feed, shape, record_max + TOO_LARGE_FOLLOWED, pace).run(sources, progress)
     except (Unfit, RlogError, KeyboardInterrupt) as error:
         failure = error
     try:

@@ -133,7 +133,7 @@ def cat(
     if raw and (template is not None or out.form is not None):
         raise click.UsageError("--raw is values alone: --format and --output do not go with it")
     _widen_pipe()
-    with settings.client() as client:
+    with wire.collecting_seldom(), settings.client() as client:
         source = client.log(log)
         first, final = _range(source, begin, end, count)
         if template is None and out.form is None:
@@ -176,19 +176,20 @@ def _cat_values(out: Output, log: Log, first: int, final: int, newline: bytes) -
                 values = values[bisect_left(offsets, first) : bisect_left(offsets, final)]
             if not values:
                 continue  # what was here was compacted
+            values.append(b"")  # so that the last one ends with a newline, too
             waiting.append(newline.join(values))
             size += header.body_bytes
             if size >= WRITE_BYTES:
                 data, waiting, size = waiting, [], 0
-                out.write(_joined(data, newline))
+                out.write(_joined(data))
     finally:
         # Also in front of damage: what was good before it is written.
         if waiting:
-            out.write(_joined(waiting, newline))
+            out.write(_joined(waiting))
 
 
-def _joined(pieces: Sequence[bytes], newline: bytes) -> bytes:
-    return newline.join((*pieces, b"")) if newline else b"".join(pieces)
+def _joined(pieces: Sequence[bytes]) -> bytes:
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 def _cat_records(out: Output, log: Log, first: int, final: int, render: Render) -> None:

@@ -69,6 +69,20 @@ def test_nothing_behind_the_extent_is_walked() -> None:
     assert walked(more) == walked(DATA)
 
 
+@pytest.mark.parametrize(("length", "share"), [(2_000_000, 0.02), (100_000, 1.01), (100, 1.01)])
+def test_a_walk_reads_long_bodies_not_at_all_and_others_once(length: int, share: float) -> None:
+    data, extent = segment_of([[bytes(length)]] * 20, base=0)
+    read = []
+
+    def counted(position: int, count: int) -> bytes:
+        read.append(data[position : position + count])
+        return read[-1]
+
+    assert sound(list(walk(counted, extent))) == list(range(20))
+    assert sum(map(len, read)) <= share * len(data)
+    assert len(read) <= 20
+
+
 def test_an_empty_segment_has_nothing() -> None:
     assert walked(b"", Extent(1, 5, 5, 0)) == []
 
