@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
@@ -242,16 +243,25 @@ class Bench:
     def directory(self, name: str = "data") -> str:
         return f"{self._scratch.name}/{name}"
 
-    def run(self, title: str, unit: str, cases: Sequence[Case]) -> list[Result]:
-        """Every case once a round, medians of the rounds, and a table of them."""
-        results = [Result(case.name, [], case.goal) for case in cases]
+    def rounds(self, works: Sequence[Callable[[], None]]) -> list[float]:
+        """Do each once a round; of each round, the processors that others used meanwhile."""
         others = []
         for _ in range(self.options.rounds):
             settle()
             clock = Clock(*self.pids)
-            for case, result in zip(cases, results, strict=True):
-                result.figures.append(case.run())
+            for work in works:
+                work()
             others.append(clock.others())
+        return others
+
+    def run(self, title: str, unit: str, cases: Sequence[Case]) -> list[Result]:
+        """Every case once a round, medians of the rounds, and a table of them."""
+        results = [Result(case.name, [], case.goal) for case in cases]
+
+        def add(case: Case, result: Result) -> None:
+            result.figures.append(case.run())
+
+        others = self.rounds([partial(add, *pair) for pair in zip(cases, results, strict=True)])
         width = max(len(case.name) for case in cases)
         noise = f"others used {median(others):.2f} processors, at most {max(others):.2f}"
         print(f"\n  {title}, {unit}: {self.options.rounds} rounds; {noise}")
@@ -271,7 +281,11 @@ class Bench:
 
     def note(self, text: str) -> None:
         print(f"  {text}")
-        self._tables.append({"note": text})
+        self.report({"note": text})
+
+    def report(self, table: dict[str, Any]) -> None:
+        """Have it written to the JSON file, too."""
+        self._tables.append(table)
 
 
 def readable(figure: float) -> str:

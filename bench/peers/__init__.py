@@ -5,16 +5,18 @@ A peer's client is imported when it is started: whoever has not installed it can
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from .jetstream import JetStream
 from .kafka import Kafka
-from .peer import Peer
 from .postgres import Postgres
 from .rabbitmq import RabbitMQ
 from .redis_streams import Redis
 from .rlog_server import Rlog
 from .sqlite import SQLite
+
+if TYPE_CHECKING:
+    from .peer import Peer
 
 PEERS: Final[dict[str, type[Peer]]] = {
     "rlog": Rlog,

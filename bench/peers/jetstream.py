@@ -112,7 +112,8 @@ class JetStream(Peer):
 
         return [
             Way(
-                f"`publish_async`, {batch:,} in flight", lambda records: self._run(in_flight, records),
+                f"`publish_async`, {batch:,} in flight",
+                lambda records: self._run(in_flight, records),
                 "1", "1", equal=True,
             ),
             Way(

@@ -107,9 +107,7 @@ async def _tasks(
         await asyncio.gather(*(once(record) for _ in range(in_flight)))
         await ready()
         return _joined(
-            await asyncio.gather(
-                *(_repeat_async(once, record, duration) for _ in range(in_flight))
-            )
+            await asyncio.gather(*(_repeat_async(once, record, duration) for _ in range(in_flight)))
         )
 
 

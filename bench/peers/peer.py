@@ -68,11 +68,13 @@ class Peer(ABC):
     """A system that runs, over a directory of its own.
 
     ``kept``: what each class that it can be run under means there. ``client``: what speaks to it.
+    ``processes``: it can be used by several at once.
     """
 
     name: ClassVar[str]
     kept: ClassVar[dict[str, str]]
     client: str
+    processes: ClassVar[bool] = True
 
     @classmethod
     @abstractmethod
@@ -192,7 +194,7 @@ def free_port() -> int:
 
 
 def versions(*names: str) -> str:
-    """"redis 8.1.0, hiredis 3.5.0"; Missing, where one is not installed."""
+    """ "redis 8.1.0, hiredis 3.5.0"; Missing, where one is not installed."""
     try:
         return ", ".join(f"{name} {metadata.version(name)}" for name in names)
     except metadata.PackageNotFoundError as error:

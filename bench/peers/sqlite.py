@@ -28,6 +28,7 @@ SYNCHRONOUS: Final = {SYNCED: "FULL", LATER: "NORMAL"}
 class SQLite(Peer):
     name = "SQLite file"
     kept = {kept: f"WAL, synchronous {how}" for kept, how in SYNCHRONOUS.items()}  # noqa: RUF012
+    processes = False  # persist-queue is for the threads of one
 
     @classmethod
     def check(cls) -> None:
