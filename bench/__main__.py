@@ -18,6 +18,7 @@ NAMES: Final = (
     "startup",
     "retention",
     "testing_kit",
+    "compare",
 )
 
 

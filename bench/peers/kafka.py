@@ -16,7 +16,7 @@ import itertools
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from .peer import LATER, Daemon, Missing, Peer, Way, free_port, versions
+from .peer import LATER, NEVER, Daemon, Missing, Peer, Way, free_port, versions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -86,7 +86,7 @@ class Kafka(Peer):
             Way(
                 f"`produce`, batches of {size:,}",
                 lambda records, size=size: self._append(records, size),
-                f"{size:,}", "never synced", equal=size == batch,
+                f"{size:,}", NEVER, equal=size == batch,
             )
             for size in (batch, 10 * batch)
         ]  # fmt: skip
@@ -136,7 +136,7 @@ class Kafka(Peer):
             Way(
                 f"`consume` of {size:,}, a commit each",
                 lambda count, size=size: self._consume(count, size),
-                "–", "never synced", f"{size:,}", equal=size == batch,
+                "–", NEVER, f"{size:,}", equal=size == batch,
             )
             for size in (batch, 10 * batch)
         ]  # fmt: skip

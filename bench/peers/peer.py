@@ -32,6 +32,7 @@ from ..harness import used
 SYNCED: Final = "synced before acknowledged"
 LATER: Final = "synced later"
 CLASSES: Final = (SYNCED, LATER)
+NEVER: Final = "never"  # as many records as share a sync
 _START_SECONDS: Final = 60.0
 _STOP_SECONDS: Final = 30.0
 
@@ -56,7 +57,7 @@ class Way(NamedTuple):
     """
 
     name: str
-    run: Callable[[Sequence[bytes]], float] | Callable[[int], float]
+    run: Callable[..., float]
     per_ack: str
     per_sync: str
     per_commit: str = ""

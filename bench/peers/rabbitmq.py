@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from .peer import LATER, Daemon, Missing, Peer, Way, chunks, free_port, versions
+from .peer import LATER, NEVER, Daemon, Missing, Peer, Way, chunks, free_port, versions
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -108,7 +108,7 @@ class RabbitMQ(Peer):
             Way(
                 f"`send_batch` of {batch:,}, confirms by callback",
                 lambda records: asyncio.run(self._append(records, batch)),
-                "as it comes", "never synced", equal=True,
+                "as it comes", NEVER, equal=True,
             )
         ]  # fmt: skip
 
@@ -164,7 +164,7 @@ class RabbitMQ(Peer):
             Way(
                 f"callback, `store_offset` every {size:,}",
                 lambda count, size=size: asyncio.run(self._consume(count, size)),
-                "–", "never synced", f"{size:,}", equal=size == batch,
+                "–", NEVER, f"{size:,}", equal=size == batch,
             )
             for size in (batch, 10 * batch)
         ]  # fmt: skip

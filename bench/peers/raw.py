@@ -16,6 +16,8 @@ import time
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
+
 from rlog_client import batch, protocol
 from rlog_client.identity import new_producer_id
 
@@ -60,13 +62,9 @@ class RlogSpeaker(Speaker):
         super().__init__(port)
         self._request = 0
         self.ask(self._encode(protocol.Hello(protocol.PROTOCOL, "raw")))
-        control = protocol.OpenLog("raw", create=True)
-        decoder = protocol.Connection(protocol.Side.CLIENT)
-        decoder.received(self.ask(self._encode(control)))
-        message = decoder.next_message()
-        assert message is not None
-        assert isinstance(message.control, protocol.LogReply)
-        self._log = message.control.info.id
+        answer = self.ask(self._encode(protocol.OpenLog("raw", create=True)))
+        reply = msgspec.msgpack.decode(answer[protocol.HEAD_BYTES :], type=protocol.LogReply)
+        self._log = reply.info.id
 
     def _encode(self, control: protocol.Control, payload: bytes = b"") -> bytes:
         self._request += 1
@@ -107,12 +105,10 @@ class RedisSpeaker(Speaker):
         )
 
 
-def drive(
-    speak: type[Speaker], port: int, clients: int, record: bytes, each: int
-) -> tuple[Callable[[], None], Callable[[], Taken]]:
-    """``clients`` connections with ``each`` appends, in another process: go, and what it took.
+def drive(speak: type[Speaker], port: int, clients: int, record: bytes, each: int) -> Taken:
+    """``clients`` connections with ``each`` appends, in another process.
 
-    The first is called when the clock is to start, after all are connected and encoded.
+    The clock starts when all are connected, and all is encoded.
     """
 
     def work(pipe: multiprocessing.connection.Connection) -> None:
@@ -122,19 +118,12 @@ def drive(
             speaker.socket.fileno(): (speaker, iter(speaker.appends(record, each)))
             for speaker in speakers
         }
-        pipe.send(None)
-        pipe.recv()
         pipe.send(_loop(left))
 
     mine, process = _child(work)
-    mine.recv()
-
-    def ended() -> Taken:
-        taken: Taken = mine.recv()
-        process.join()
-        return taken
-
-    return lambda: mine.send(None), ended
+    taken: Taken = mine.recv()
+    process.join()
+    return taken
 
 
 def _child(work: Callable[..., None]) -> tuple[Any, Any]:

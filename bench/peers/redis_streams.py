@@ -1,8 +1,8 @@
 """Redis Streams, by redis-py with hiredis, and by redis.asyncio.
 
 ``SYNCED`` is ``appendfsync always``: before it answers, the server writes its append-only file and
-calls ``fdatasync``, once for all that it read in one turn of its loop; of one connection that is at
-most 16 KiB (some 110 commands of 100 bytes) unless more was waiting in the same read. ``LATER`` is
+calls ``fdatasync``, once for all that it read in one turn of its loop; of one connection that is
+16 KiB (110 to 120 commands of 100 bytes), or one command that is larger. ``LATER`` is
 ``everysec``: another thread syncs once a second. Rewriting the append-only file is off: it would
 run beside the others' turns.
 
@@ -72,7 +72,7 @@ class Redis(Peer):
             Way(
                 f"pipeline of {size:,} XADD",
                 lambda records, size=size: self._append(records, size),
-                f"{size:,}", "what one read took", equal=size == batch,
+                f"{size:,}", "16 KiB", equal=size == batch,
             )
             for size in (batch, 10 * batch)
         ]  # fmt: skip

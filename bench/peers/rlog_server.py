@@ -1,7 +1,7 @@
 """rlog itself, by its blocking client, and by its asyncio one.
 
-``SYNCED`` is ``sync=always``: a frame of the journal is written and synced (one ``pwritev`` with
-RWF_DSYNC, or ``fdatasync``) before any of its requests is answered. ``LATER`` is
+``SYNCED`` is ``sync=always``: a frame of the journal is written, and synced with ``fdatasync``,
+before any of its requests is answered. ``LATER`` is
 ``sync=periodic:1s``. A frame holds what had arrived when the one before it was done, so several
 batches of a producer share a sync. The headline is one ``send`` per record in a ``for`` loop.
 """
