@@ -72,7 +72,7 @@ def started(bench: Bench, names: Sequence[str], kept: str) -> Iterator[list[Peer
 
 
 def chosen(text: str, of: Sequence[str]) -> list[str]:
-    names = text.split(",") if text else list(of)
+    names = list(dict.fromkeys(text.split(",") if text else of))
     for name in names:
         if name not in of:
             raise SystemExit(f"{name} is none of {', '.join(of)}")
@@ -84,6 +84,7 @@ def main() -> None:
         ("seconds", 0.3, "of one case, about"),
         ("mib", 128, "of one case, at most"),
         ("lines", "", "a file of log lines, in place of made-up ones"),
+        ("clients", "1,16,128", "that append one record at a time, at once"),
         ("peers", "", f"some of {','.join(PEERS)}"),
         ("work", "", f"some of {','.join(WORKS)}"),
         ("shapes", "", f"some of {','.join((LINES, *SIZES))}"),

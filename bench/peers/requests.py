@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from ..harness import Bench
     from .peer import Peer
 
-CLIENTS: Final = (1, 16, 128)
 IN_FLIGHT: Final = 128
 TASKS: Final = "in flight, one asyncio process"
 RAW: Final = "raw sockets, one epoll loop"
@@ -35,24 +34,30 @@ SPEAKERS: Final[dict[type[Peer], type[raw.Speaker]]] = {
 }
 
 
+def clients_of(bench: Bench) -> list[int]:
+    """How many clients at once, by the option of that name."""
+    return [int(text) for text in bench.options.clients.split(",")]
+
+
 def singles(bench: Bench, peers: list[Peer], record: bytes) -> list[Single]:
     """By threads, by processes and by tasks of one loop."""
     works: list[Callable[[], None]] = []
     rows: list[Single] = []
     seconds = _SECONDS_FACTOR * bench.options.seconds
+    some = clients_of(bench)
 
     def add(peer: Peer, mode: str, clients: int, run: Callable[..., load.Taken]) -> None:
         row = Single(peer.name, peer.client, mode, clients, [], [], [], [], [])
         rows.append(row)
         works.append(lambda: row.add(run(peer, clients, record, seconds)))
 
-    for clients in CLIENTS:
+    for clients in some:
         for peer in peers:
             if peer.one() is not None:
                 add(peer, "threads" if clients > 1 else "blocking client", clients, load.threads)
             elif clients == 1:
                 add(peer, "asyncio client", 1, load.tasks)
-    for clients in CLIENTS[1:]:
+    for clients in filter((1).__lt__, some):
         for peer in peers:
             if peer.processes:
                 add(peer, "processes", clients, load.processes)
@@ -80,7 +85,7 @@ def servers(bench: Bench, peers: list[Peer], record: bytes) -> list[Single]:
 
         works.append(work)
 
-    for clients in CLIENTS:
+    for clients in clients_of(bench):
         for peer in peers:
             if isinstance(peer, Rlog | Redis):
                 add(peer, RAW, clients, partial(_driven, peer, clients, record))
@@ -133,7 +138,7 @@ def _report(bench: Bench, title: str, rows: list[Single], others: list[float]) -
     show(
         f"{title}, {SYNCED}", others,
         ("", "client", "appends/s", "p50 µs", "p99 µs", "p99.9 µs", "server's CPU s per 100,000",
-         "rlog's rate to this"),
+         "rlog ÷ it"),
         shown,
     )  # fmt: skip
     bench.report(
@@ -164,7 +169,7 @@ def pings(bench: Bench, peers: list[Peer], column: list[bytes]) -> None:
         for way in peer.appends(1000)[:2]:
             records = stretched(column, tried(bench, way.run, column))
             beside(peer, f"append, {way.name}", partial(way.run, records))
-        for clients in CLIENTS:
+        for clients in clients_of(bench):
             driven = partial(_driven, peer, clients, column[0])
             work = partial(driven, _count(bench, driven, clients))
             beside(peer, f"single appends, {clients} connections", work)
