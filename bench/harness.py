@@ -34,7 +34,6 @@ POLICIES: Final = ("always", "periodic:1s", "bytes:1MiB", "never")
 MIB: Final = 1 << 20
 WARM_MIB: Final = 1024
 QUIET: Final = 0.10  # of one processor, by others: below it, the machine counts as idle
-_PATIENCE_SECONDS: Final = 3.0  # for the machine to become idle, before each round
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 _RLOG: Final = str(Path(sys.executable).with_name("rlog"))
 
@@ -71,7 +70,7 @@ def _file_system(directory: str) -> str:
     return best[1]
 
 
-def warm(mib: int = WARM_MIB) -> float:
+def warm(mib: int) -> float:
     """Touch as much memory, so that the host has given it to us; the seconds that it took."""
     began = time.monotonic()
     with mmap.mmap(-1, mib * MIB) as memory:
@@ -111,9 +110,9 @@ def used(pid: int) -> float:
     return 0.0
 
 
-def settle() -> bool:
-    """Wait for a moment at which nobody else works; False if none came."""
-    deadline = time.monotonic() + _PATIENCE_SECONDS
+def settle(patience: float) -> bool:
+    """Wait for a moment at which nobody else works; False if none came within the seconds."""
+    deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
         clock = Clock()
         time.sleep(0.25)
@@ -215,6 +214,15 @@ class Bench:
         parser.add_argument("--rounds", type=int, default=rounds, help="interleaved (%(default)s)")
         parser.add_argument("--dir", help="where to make the temporary directory")
         parser.add_argument("--json", metavar="FILE", help="write all figures there, too")
+        parser.add_argument(
+            "--warm", type=int, default=WARM_MIB, help="MiB of memory to warm first (%(default)s)"
+        )
+        parser.add_argument(
+            "--patience",
+            type=float,
+            default=3.0,
+            help="seconds for the machine to become idle, before each round (%(default)s)",
+        )
         for name, default, text in options:
             kind = type(default)
             parser.add_argument(
@@ -226,8 +234,8 @@ class Bench:
         self._machine = machine(os.path.dirname(self._scratch.name))
         print(f"\n{question}")
         self.pids: tuple[int, ...] = ()  # whose work is ours
-        seconds = warm()
-        self._machine["memory"] = f"{WARM_MIB} MiB warmed in {seconds:.1f} s"
+        mib = self.options.warm
+        self._machine["memory"] = f"{mib} MiB warmed in {warm(mib):.1f} s" if mib else "not warmed"
         for name, text in self._machine.items():
             print(f"  {name + ':':9}{text}")
 
@@ -247,7 +255,7 @@ class Bench:
         """Do each once a round; of each round, the processors that others used meanwhile."""
         others = []
         for _ in range(self.options.rounds):
-            settle()
+            settle(self.options.patience)
             clock = Clock(*self.pids)
             for work in works:
                 work()

@@ -17,7 +17,10 @@ from bench.report import BEGIN, END, Report, refresh
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 SECONDS_MAX: Final = 180
-SMALL: Final = ("--rounds", "1", "--seconds", "0.01", "--mib", "1", "--shapes", "100 B")
+SMALL: Final = (
+    *("--rounds", "1", "--warm", "0", "--patience", "0"),
+    *("--seconds", "0.01", "--mib", "1", "--shapes", "100 B"),
+)
 
 
 def compared(tmp_path: Path, *options: str) -> Path:
