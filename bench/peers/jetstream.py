@@ -1,7 +1,8 @@
 """NATS JetStream, file storage, one replica, by nats-py.
 
 ``SYNCED`` is ``sync_interval: always``: the server calls ``fsync`` before it acknowledges, once for
-every message, or once for an atomic batch. ``LATER`` is its default, ``sync_interval: 2m``.
+every message; for an atomic batch of a thousand, four times. ``LATER`` is its default,
+``sync_interval: 2m``.
 
 Fastest documented ways: ``publish_async`` with a thousand in flight; atomic batches of at most a
 thousand, which nats-py has no call for, by their headers (ADR-50), where only the last message is
@@ -118,7 +119,7 @@ class JetStream(Peer):
             ),
             Way(
                 f"atomic batches of {atomic:,}", lambda records: self._run(batches, records),
-                f"{atomic:,}", f"{atomic:,}", equal=True,
+                f"{atomic:,}", "a quarter of it", equal=True,
             ),
         ]  # fmt: skip
 

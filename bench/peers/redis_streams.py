@@ -97,7 +97,7 @@ class Redis(Peer):
             Way(
                 f"XREADGROUP COUNT {size:,}, XACK of all",
                 lambda count, size=size: self._consume(count, size),
-                f"{size:,}", f"{size:,}", f"{size:,}", equal=size == batch,
+                f"{size:,}", "as it comes", f"{size:,}", equal=size == batch,
             )
             for size in (batch, 10 * batch)
         ]  # fmt: skip
