@@ -42,7 +42,9 @@ demo: $(INSTALLED)
 
 demo: export DEMO_FILE := $(value FILE)
 
+# What rlog is compared with is installed, as far as it can be; the rest is left out.
 bench: $(INSTALLED)
+	@scripts/peers install || true
 	@$(VENV)/bin/python -m bench $(ARGS)
 
 # The stamp makes a second run instant; a change of what is to be installed installs it again.

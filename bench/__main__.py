@@ -30,6 +30,7 @@ NAMES: Final = (
     "retention",
     "cli",
     "testing_kit",
+    "compare",
 )
 
 

@@ -141,6 +141,7 @@ _BUDGET: Final = "of a frame: what a request within its own limits takes at most
 _OPINION: Final = "what `rlog doctor` thinks too little: tests/cli/test_doctor.py"
 _SCREEN: Final = "of what is shown, with a mark that there is more"
 NO_LIMITS: Final = {
+    "rlog.checkpoint._NUMBER_MAX": "beyond what any journal comes to",
     "rlog.cli.inspect._SHOWN_MAX": _SCREEN,
     "rlog.connection._READY_MAX": _PORTION,
     "rlog.decisions.desk.FACT_BYTES_MAX": _BUDGET,
@@ -161,6 +162,7 @@ NO_LIMITS: Final = {
     "rlog.log.RESERVE_MAX": _PORTION,
     "rlog.offline._SALVAGE_MAX": _SCREEN,
     "rlog.salvage._SHOWN_MAX": _SCREEN,
+    "rlog.repair._NAME_BYTES_MAX": "of a name in quarantine, which is cut",
     "rlog.server.ALONE_MIN": "a threshold between two ways that do the same",
     "rlog.server.INLINE_BYTES_MAX": "a threshold between two ways that do the same",
     "rlog.server.INLINE_REPLIES_MAX": "a threshold between two ways that do the same",

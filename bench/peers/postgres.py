@@ -1,0 +1,176 @@
+"""PostgreSQL with a table as the queue, by psycopg.
+
+``SYNCED`` is ``synchronous_commit=on``: a commit returns when the write-ahead log was synced
+(``fdatasync``), for all transactions that were waiting at that moment. ``LATER`` is ``off``: the
+log's writer syncs it within 0.6 s. Values are not compressed.
+
+Fastest documented ways: binary COPY, a transaction each; single INSERTs, prepared, in autocommit.
+The consumer reads by key range from a cursor that is a row of another table, and moves it in the
+same transaction. (With one consumer, that is as safe as SKIP LOCKED, which would have to write
+every row; with several producers a key can become visible behind a larger one, which a real queue
+has to heed, and this bench has not to.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import psycopg
+
+from .peer import LATER, SYNCED, Daemon, Missing, Peer, Way, chunks, free_port, versions
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator, Sequence
+
+    from .peer import Once, OnceAsync
+
+_SCRIPT: Final = Path(__file__).resolve().parents[2] / "scripts" / "postgres"
+_CONNECTIONS: Final = 300
+COMMIT: Final = {SYNCED: "on", LATER: "off"}
+BULK: Final = "bulk"
+STORED: Final = "stored"
+ONE: Final = "one"
+_TABLE: Final = """
+CREATE TABLE {name} (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, value bytea NOT NULL)
+WITH (autovacuum_enabled = off);
+ALTER TABLE {name} ALTER COLUMN value SET STORAGE EXTERNAL;
+"""
+
+
+class Postgres(Peer):
+    name = "PostgreSQL table"
+    kept = {kept: f"synchronous_commit {commit}" for kept, commit in COMMIT.items()}  # noqa: RUF012
+
+    @classmethod
+    def check(cls) -> None:
+        found = subprocess.run([_SCRIPT, "which"], capture_output=True, text=True)
+        if found.returncode:
+            raise Missing(found.stderr.strip())
+
+    def __init__(self, directory: Path, kept: str) -> None:
+        directory.mkdir()
+        port = free_port()
+        settings = [
+            "listen_addresses=127.0.0.1", f"port={port}", f"max_connections={_CONNECTIONS}",
+            f"synchronous_commit={COMMIT[kept]}", "shared_buffers=512MB", "max_wal_size=4GB",
+        ]  # fmt: skip
+        # Its user has to get at a directory below one that is private to us.
+        for parent in (directory, *directory.parents[:1]):
+            parent.chmod(0o755)
+        self._daemon = Daemon(
+            [_SCRIPT, "serve", directory, *settings], directory, stop=signal.SIGINT
+        )
+        self._where: dict[str, Any] = {
+            "host": "127.0.0.1", "port": port, "user": "postgres", "autocommit": True
+        }  # fmt: skip
+        self._daemon.await_(self._connect_once, psycopg.OperationalError)
+        self.client = versions("psycopg", "psycopg-binary").partition(",")[0] + ", binary"
+        self._connection = psycopg.connect(**self._where)
+        for name in (BULK, STORED, ONE):
+            self._connection.execute(_TABLE.format(name=name))
+        self._connection.execute("CREATE TABLE cursors (name text PRIMARY KEY, id bigint)")
+
+    def _connect_once(self) -> None:
+        psycopg.connect(**self._where).close()
+
+    def close(self) -> None:
+        self._connection.close()
+        self._daemon.close()
+
+    @property
+    def pids(self) -> list[int]:
+        return self._daemon.pids
+
+    # --- many at a time -----------------------------------------------------------------------
+
+    def appends(self, batch: int) -> list[Way]:
+        return [
+            Way(
+                f"COPY of {size:,}, a transaction each",
+                lambda records, size=size: self._append(records, size),
+                f"{size:,}", f"{size:,}", equal=size == batch,
+            )
+            for size in (batch, 10 * batch)
+        ]  # fmt: skip
+
+    def _append(self, records: Sequence[bytes], batch: int) -> float:
+        began = time.perf_counter()
+        self._copy(BULK, records, batch)
+        seconds = time.perf_counter() - began
+        self._connection.execute("TRUNCATE bulk")
+        return seconds
+
+    def _copy(self, table: str, records: Sequence[bytes], batch: int) -> None:
+        statement = f"COPY {table} (value) FROM STDIN (FORMAT binary)"
+        with self._connection.cursor() as cursor:
+            for some in chunks(records, batch):
+                with cursor.copy(statement) as copy:
+                    copy.set_types(["bytea"])
+                    for record in some:
+                        copy.write_row((record,))
+
+    def fill(self, records: Sequence[bytes]) -> None:
+        self._connection.execute("TRUNCATE stored RESTART IDENTITY")
+        self._copy(STORED, records, 10_000)
+        self._connection.execute("ANALYZE stored")
+
+    def consumes(self, batch: int) -> list[Way]:
+        return [
+            Way(
+                f"key range, LIMIT {size:,}, the cursor in the same transaction",
+                lambda count, size=size: self._consume(count, size),
+                "–", f"{size:,}", f"{size:,}", equal=size == batch,
+            )
+            for size in (batch, 10 * batch)
+        ]  # fmt: skip
+
+    def _consume(self, count: int, batch: int) -> float:
+        connection = self._connection
+        connection.execute("INSERT INTO cursors VALUES ('bench', 0)")
+        read = "SELECT id, value FROM stored WHERE id > %s ORDER BY id LIMIT %s"
+        seen = size = at = 0
+        with connection.cursor(binary=True) as cursor:
+            began = time.perf_counter()
+            while seen < count:
+                with connection.transaction():
+                    rows = cursor.execute(read, (at, batch)).fetchall()
+                    for _id, value in rows:
+                        size += len(value)
+                    at = rows[-1][0]
+                    seen += len(rows)
+                    cursor.execute("UPDATE cursors SET id = %s WHERE name = 'bench'", (at,))
+            seconds = time.perf_counter() - began
+        connection.execute("DELETE FROM cursors")
+        return seconds
+
+    # --- one at a time ------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def one(self) -> Iterator[Once]:
+        with psycopg.connect(**self._where) as connection, connection.cursor() as cursor:
+            insert = "INSERT INTO one (value) VALUES (%b)"
+            yield lambda record: cursor.execute(insert, (record,), prepare=True)
+
+    @contextlib.asynccontextmanager
+    async def many(self, in_flight: int) -> AsyncIterator[OnceAsync]:
+        """A connection each, as many as tasks: a connection does one statement at a time."""
+        async with contextlib.AsyncExitStack() as stack:
+            free = []
+            for _ in range(in_flight):
+                connection = await psycopg.AsyncConnection.connect(**self._where)
+                free.append(await stack.enter_async_context(connection))
+
+            async def insert(record: bytes) -> None:
+                connection = free.pop()
+                try:
+                    statement = "INSERT INTO one (value) VALUES (%b)"
+                    await connection.execute(statement, (record,), prepare=True)
+                finally:
+                    free.append(connection)
+
+            yield insert
