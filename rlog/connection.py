@@ -14,7 +14,6 @@ import select
 import socket
 from abc import abstractmethod
 from functools import partial
-from itertools import islice
 from struct import Struct
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -296,16 +295,17 @@ class Connection(Peer):
                 if len(out) == 1:
                     count = self._socket.send(out[0])
                 else:
-                    count = self._socket.sendmsg(list(islice(out, _SEND_PIECES)))
+                    count = self._socket.sendmsg(out[:_SEND_PIECES])
             except BlockingIOError:
                 return False
             self._out_bytes -= count
-            while count:
-                if count >= len(out[0]):
-                    count -= len(out.popleft())
-                else:
-                    out[0] = memoryview(out[0])[count:]
-                    count = 0
+            whole = 0
+            while whole < len(out) and count >= len(out[whole]):
+                count -= len(out[whole])
+                whole += 1
+            del out[:whole]
+            if count:
+                out[0] = memoryview(out[0])[count:]
         return True
 
     def _start_draining(self) -> None:

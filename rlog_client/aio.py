@@ -35,6 +35,7 @@ from .client import (
 )
 from .consumer import ConsumerSteps
 from .errors import RlogError, TimedOut
+from .gathering import Gathering
 from .identity import AppendIds, Identity
 from .member import MemberSteps
 from .model import (
@@ -823,6 +824,7 @@ class AsyncLog:
         self._id = info.id
         self._client = client
         self._transport = client._transport
+        self._gathering = Gathering(self._transport, client._append_ids, info.id)
 
     async def append(
         self,
@@ -836,9 +838,12 @@ class AsyncLog:
     ) -> int:
         """Append one record: its offset, once the log's sync policy is satisfied.
 
-        As ``Log.append``. Cancelled while it waits, the record is appended or not.
+        As ``Log.append``. Cancelled while it waits, the record is appended or not. What several
+        tasks append at one moment goes as one batch, unless something is expected.
         """
         item = Item(value, key, headers, event_time_ns)
+        if expect is None and expect_key is None:
+            return await self._gathering.append(item)
         columns = column_of(item, self._transport.session.limits)
         return (await self._append(columns, expect, expect_key)).first
 

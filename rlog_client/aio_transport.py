@@ -85,6 +85,7 @@ class AsyncTransport:
         self._thread = 0
         self._waiters: dict[Waiter, None] = {}  # in the order in which they came
         self._posted: list[Callable[[Session], object]] = []
+        self._sealing: list[Callable[[], None]] = []  # what is done before the next write
         self._tending = math.inf  # the moment at which something wants to be tended
         self._alarm = math.inf  # the moment for which the clock is set
         self._turn = 0.0  # the last moment at which other tasks could run
@@ -286,17 +287,27 @@ class AsyncTransport:
             return monotonic() + (CLEANING_SECONDS if self.timeout is None else self.timeout)
         return None
 
-    async def _wait(self, wait: Wait, limit: float | None = None) -> bool:
-        """Until ``done()`` or the session's end (True), or the deadline (False).
-
-        ``limit``: wait in the face of cancellation, but not longer; then TimedOut.
-        """
+    def wait_for(self, wait: Wait, limit: float | None = None) -> Waiter:
+        """Have a wait be looked after: its ``ended`` is to be waited for."""
         waiter = Waiter(wait)
         if limit is not None:
             waiter.deadline = min(waiter.deadline, limit)
         self._waiters[waiter] = None
         self._set_alarm(waiter.deadline)
         self._to_write.set()
+        return waiter
+
+    def before_write(self, action: Callable[[], None]) -> None:
+        """Do it when the socket is written to next, which other tasks run before."""
+        self._sealing.append(action)
+        self._to_write.set()
+
+    async def _wait(self, wait: Wait, limit: float | None = None) -> bool:
+        """Until ``done()`` or the session's end (True), or the deadline (False).
+
+        ``limit``: wait in the face of cancellation, but not longer; then TimedOut.
+        """
+        waiter = self.wait_for(wait, limit)
         try:
             if limit is None:
                 await waiter.ended.wait()
@@ -386,7 +397,7 @@ class AsyncTransport:
             self._write()
             if self.session.outgoing:
                 await anyio.wait_writable(self._socket)
-            else:
+            elif not self._sealing:
                 self._to_write = anyio.Event()
                 await self._to_write.wait()
 
@@ -422,6 +433,8 @@ class AsyncTransport:
 
     def _write(self) -> None:
         """Send what the kernel takes."""
+        while self._sealing:
+            self._sealing.pop(0)()
         outgoing = self.session.outgoing
         try:
             while outgoing and self.session.lost is None:

@@ -530,7 +530,7 @@ def checked_options(options: Mapping[str, object]) -> dict[str, Any]:
     return checked
 
 
-def _check_batch(size: int, limit: int, index: int | None) -> None:
+def check_batch(size: int, limit: int, index: int | None) -> None:
     if size > limit:
         raise TooLarge(
             f"a batch of up to {size} bytes; the limit is {limit}",
@@ -543,7 +543,7 @@ def _check_batch(size: int, limit: int, index: int | None) -> None:
 def column_of(item: Item, limits: Welcome) -> Columns:
     """A batch of one record."""
     item, bound = checked(item, None, limits.record_bytes_max)
-    _check_batch(HEADER_BYTES + bound, limits.batch_bytes_max, None)
+    check_batch(HEADER_BYTES + bound, limits.batch_bytes_max, None)
     columns = Columns()
     columns.add(item)
     return columns
@@ -557,7 +557,7 @@ def columns_of(items: Iterable[Bytes | Item], limits: Welcome) -> Columns:
         item, bound = checked(each, index, limits.record_bytes_max)
         columns.add(item)
         size += bound
-        _check_batch(size, limits.batch_bytes_max, index)
+        check_batch(size, limits.batch_bytes_max, index)
     if not columns.values:
         raise ValueError("a batch is never empty: give at least one record")
     return columns

@@ -436,6 +436,12 @@ class ProducerSteps:
     def _extend_chunk(self, chunk: list[Bytes], before: int) -> Steps[None]:
         """``before``: how many values of the call came before this chunk."""
         plain = set(map(type, chunk)) == {bytes} and max(map(len, chunk)) <= self._plain_max
+        if plain and monotonic() < self._due:
+            size = sum(map(len, chunk)) + RECORD_OVERHEAD * len(chunk)
+            if size <= self._room:
+                self._values.extend(cast("list[bytes]", chunk))
+                self._room -= size
+                return
         bounds = list(accumulate(map(RECORD_OVERHEAD.__add__, map(len, chunk)))) if plain else []
         at = taken = 0
         while at < len(chunk):

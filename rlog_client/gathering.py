@@ -1,0 +1,105 @@
+"""Appends of many tasks, gathered: those that come at one moment go as one batch.
+
+Each task of an event loop that appends a record waits for its own; alone, every one of them would
+cost a batch, a message and a decision. Between two moments at which the loop looks at the socket
+they are put together instead: one batch for each log, in the order in which they came. What is to
+be judged by itself (an ``expect``) is not put here.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from .batch import HEADER_BYTES
+from .client import check_batch
+from .errors import OutcomeUnknown
+from .producer import Columns, checked, receipt_at
+from .protocol import Append, Appended
+from .session import Call
+from .steps import Wait, overdue, until
+
+if TYPE_CHECKING:
+    from .aio_transport import AsyncTransport, Waiter
+    from .identity import AppendIds
+    from .model import Item
+
+LOT_BYTES: Final = 1 << 20  # of one batch, unless one record is larger
+
+
+class Lot:
+    """Records that go together. ``waiter``: ends with the answer of ``call``, or too late."""
+
+    __slots__ = ("call", "columns", "following", "producer", "room", "sequence", "waiter")
+
+    def __init__(self, producer: int, sequence: int, room: int) -> None:
+        self.producer = producer
+        self.sequence = sequence
+        self.following = -1  # the next sequence, while the id is to be given back
+        self.columns = Columns()
+        self.room = room
+        self.call: Call[Appended] = Call(Appended, append=(producer, sequence))
+        self.waiter: Waiter | None = None
+
+
+class Gathering:
+    """The appends of one client to one log."""
+
+    def __init__(self, transport: AsyncTransport, ids: AppendIds, log_id: int) -> None:
+        self._transport = transport
+        self._ids = ids
+        self._log_id = log_id
+        self._lot: Lot | None = None  # that is not sealed yet
+
+    async def append(self, item: Item) -> int:
+        """The record's offset. Errors as of ``Log.append``; cancelled, it is appended or not."""
+        transport = self._transport
+        transport.check()
+        limits = transport.session.limits
+        item, bound = checked(item, None, limits.record_bytes_max)
+        check_batch(HEADER_BYTES + bound, limits.batch_bytes_max, None)
+        lot = self._lot
+        if lot is None or bound > lot.room:
+            lot = self._open(min(LOT_BYTES, limits.batch_bytes_max // 2) - HEADER_BYTES)
+        lot.room -= bound
+        index = len(lot.columns.values)
+        lot.columns.add(item)
+        assert lot.waiter is not None
+        await lot.waiter.ended.wait()
+        return self._offset(lot, index)
+
+    def _open(self, room: int) -> Lot:
+        if self._lot is not None:
+            self._seal(self._lot)
+        lot = self._lot = Lot(*self._ids.borrow(), room)
+        call = lot.call
+        transport = self._transport
+        lot.waiter = transport.wait_for(Wait(lambda: call.done, until(transport.timeout)))
+        transport.before_write(partial(self._seal, lot))
+        return lot
+
+    def _seal(self, lot: Lot) -> None:
+        """Put it on its way; what comes from now on is another one's."""
+        if self._lot is not lot:
+            return
+        self._lot = None
+        if not lot.call.done:
+            lot.following = lot.sequence + len(lot.columns.values)
+            payload = lot.columns.encode(lot.producer, lot.sequence)
+            self._transport.session.start(lot.call, Append(self._log_id), payload)
+
+    def _offset(self, lot: Lot, index: int) -> int:
+        call, waiter = lot.call, lot.waiter
+        assert waiter is not None
+        if self._lot is lot:
+            self._lot = None  # it waited for a connection for too long
+        if waiter.error is not None:
+            raise waiter.error
+        if not call.done:
+            call.fail(self._transport.session.ended or overdue(self._transport, call))
+        if lot.following >= 0 and not isinstance(call.error, OutcomeUnknown):
+            # Once: what is still on its way can be taken for no other.
+            self._ids.give_back(lot.producer, lot.following)
+            lot.following = -1
+        answer = call.get()
+        return answer.first + index if answer.first >= 0 else receipt_at(answer, index).first
