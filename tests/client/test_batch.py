@@ -96,6 +96,7 @@ def test_a_stamp_changes_only_the_servers_part() -> None:
     assert (header.log, header.base, header.time_ns, header.end) == (8, 9, 10, 11)
     assert (header.producer, header.sequence, header.epoch) == (5, 6, 7)
     assert header.body_crc == batch.parse_header(produced).body_crc
+    assert batch.stamped(batch.parse_header(produced), 8, 9, 10) == header
 
 
 def cut(count: int, base: int = 100, begin: int = 100) -> batch.Cut:

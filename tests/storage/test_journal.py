@@ -623,6 +623,44 @@ def test_a_whole_spare_is_taken_over() -> None:
     assert disk.calls["create"] == creates
 
 
+def test_a_spare_that_holds_what_is_missing_is_refused_and_an_old_one_is_not() -> None:
+    disk, journal = made()
+    for _ in range(3):
+        append(journal)
+    mark = journal.last
+    append(journal)
+    [name] = file_names(disk)
+    begun = disk.contents(name)
+    disk.replace(name, bytes(FILE))
+    disk.create("journal/spare").write(0, [begun])
+    # All its frames are below the mark: it is there to be used again.
+    later = Mark(4, journal.last.crc)
+    disk.create("journal/0000000002").write(
+        0, [frame_of([], number=5, previous=later.crc)[0].ljust(FILE, b"\0")]
+    )
+    assert opened(disk, later, 4).spare
+    disk.unlink("journal/0000000002")
+    newer = frame_of([], number=4, previous=mark.crc)[0].ljust(FILE, b"\0")
+    disk.replace("journal/spare", newer)
+    disk.replace(name, begun[: 3 * PAGE] + bytes(FILE - 3 * PAGE))
+    with pytest.raises(Refused, match="spare holds frame 4: it has another file's name"):
+        opened(disk, mark, 3)
+
+
+def test_a_journal_without_the_frame_that_its_checkpoint_stands_at_is_refused() -> None:
+    disk, journal = made()
+    for _ in range(3):
+        append(journal)
+    mark = journal.last
+    [name] = file_names(disk)
+    whole = disk.contents(name)
+    disk.replace(name, whole[: 2 * PAGE] + bytes(FILE - 2 * PAGE))
+    with pytest.raises(Refused, match="frame 3, at which the checkpoint stands, is missing"):
+        opened(disk, mark, 3)
+    disk.replace(name, whole)
+    assert opened(disk, mark, 3).tail() == 3
+
+
 def test_a_spare_made_beside_the_beginning_of_a_file_does_not_take_the_place_of_its_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -212,6 +212,19 @@ def test_writing_never_needs_space_that_was_not_reserved() -> None:
     laid.files.write(place, [raw], len(raw))
 
 
+def test_space_that_is_there_need_not_be_reserved() -> None:
+    laid = Laid([100])
+    end = laid.length
+    laid.files.reserve(Place(1, 0, end, False), RESERVE_MIN, ROLL)
+    have = laid.files._reserved[0]
+    assert laid.files.reserved(Place(1, 0, end, False), have - end)
+    assert not laid.files.reserved(Place(1, 0, end, False), have - end + 1)
+    # Not of a segment that is yet to be made, nor of one that a checkpoint has taken to sync.
+    assert not laid.files.reserved(Place(1, 2, 0, True), 1)
+    laid.files.take_dirty()
+    assert not laid.files.reserved(Place(1, 0, end, False), 1)
+
+
 def test_nor_does_writing_a_batch_that_is_larger_than_a_segment_is_to_get() -> None:
     laid = Laid([])
     raw = batch_of([b"x" * 3 * RESERVE_MIN])
