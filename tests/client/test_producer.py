@@ -99,6 +99,18 @@ def test_a_record_beyond_the_limit_is_too_large_and_the_others_go(
     assert [len(value) for value in values(peer)] == [6, 3, RECORD_BYTES_MAX]
 
 
+def test_among_many_producers_a_batch_that_has_lingered_goes_all_the_same(
+    peer: Peer, client: rlog.Client, log: rlog.Log
+) -> None:
+    producers = [log.producer(linger=0.02) for _ in range(300)]
+    pending = producers[150].send(b"x")
+    deadline = time.monotonic() + 5.0
+    while not peer.batches and time.monotonic() < deadline:
+        client.log("l")
+    assert len(peer.batches) == 1
+    assert pending.result() == 0
+
+
 def test_linger_is_looked_at_on_every_call_into_the_client(peer: Peer, log: rlog.Log) -> None:
     producer = log.producer(linger=0.02)
     pending = producer.send(b"first")
