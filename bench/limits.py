@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -44,7 +45,7 @@ def _child(serve: Callable[[socket.socket], None]) -> Iterator[socket.socket]:
             child.join()
 
 
-def _echo(listener: socket.socket) -> None:
+def _echo(listener: socket.socket, before: Callable[[], object] | None = None) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     async def echo() -> None:
@@ -56,6 +57,8 @@ def _echo(listener: socket.socket) -> None:
                 data = connection.recv(65536)
                 if not data:
                     return
+                if before is not None:
+                    before()
                 connection.send(data)
 
     trio.run(echo)
@@ -70,11 +73,14 @@ def _sink(listener: socket.socket) -> None:
 
 
 class PingPong:
-    """A blocking client of a trio echo server: the least that one request and answer cost."""
+    """A blocking client of a trio echo server: the least that one request and answer cost.
 
-    def __init__(self) -> None:
+    ``before``: what the server does before it answers.
+    """
+
+    def __init__(self, before: Callable[[], object] | None = None) -> None:
         self._stack = contextlib.ExitStack()
-        self._socket = self._stack.enter_context(_child(_echo))
+        self._socket = self._stack.enter_context(_child(partial(_echo, before=before)))
         self._message = b"x" * REQUEST_BYTES
 
     def once(self) -> None:
