@@ -56,7 +56,7 @@ class TaskHub(Hub):
         self._epoll = select.epoll()
         self._read: dict[int, Connection] = {}  # by descriptor: those who are read
         self._late_at: dict[Connection, float] = {}  # when what has begun is to be whole
-        self._awaited = trio.Event()  # there is something in it
+        self._awaited = trio.Event()  # set when there is something in that
 
     @abstractmethod
     def start(
@@ -65,9 +65,10 @@ class TaskHub(Hub):
 
     @abstractmethod
     def failed(self, connection: Connection, error: Exception) -> None:
-        """Something of ours failed in a connection. Inside an ``except``."""
+        """Something of ours failed in a connection: end that one."""
 
     def add(self, connection: Connection) -> None:
+        """Raises OSError: then it is to be closed."""
         self.connections.add(connection)
         self.read(connection)
         self.await_whole(connection, HELLO_SECONDS)

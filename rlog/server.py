@@ -288,7 +288,12 @@ class Server(TaskHub):
                 _refuse(sock, f"{self._connections_max} connections are open: that is the limit")
                 continue
             where = f"{address[0]}:{address[1]}" if isinstance(address, tuple) else "unix"
-            self.add(self._connection(self, sock, where))
+            connection = self._connection(self, sock, where)
+            try:
+                self.add(connection)
+            except OSError as error:
+                logger.warning("cannot watch a connection: %s", error)  # no memory for it
+                connection.close()
 
     async def _reap(self) -> None:
         """End the connections of hosts that vanished with something under way to them."""

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import resource
 import socket
 import struct
@@ -353,3 +354,18 @@ async def test_a_server_that_is_cancelled_ends(tmp_path: Path) -> None:
         async with trio.open_nursery() as nursery:
             await nursery.start(TrioServer(driver).run, [])
             nursery.cancel_scope.cancel()
+
+
+async def test_a_connection_that_cannot_be_watched_is_closed_and_the_next_one_is_served(
+    timed: tuple[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(_server: TrioServer, _connection: object) -> None:
+        raise OSError(errno.ENOSPC, "no watch is left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrioServer, "read", none)
+        async with await trio.open_tcp_stream(*timed) as stream:
+            assert await stream.receive_some() == b""
+    async with await trio.open_tcp_stream(*timed) as stream:
+        await stream.send_all(HELLO)
+        assert await stream.receive_some()
