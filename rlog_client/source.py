@@ -462,8 +462,10 @@ class SourceSteps:
 
     def _lend_ahead(self, subscription: Subscription) -> None:
         """Have what is in the log already come while the caller's code runs."""
+        if not self._lends_ahead or self._called or subscription.broken:
+            return  # (The connection may have gone with the last loan's answer.)
         end = subscription.end if self._until is None else min(subscription.end, self._until)
-        if self._lends_ahead and subscription.next < end and not self._called:
+        if subscription.next < end:
             amount = min(self._transport.room_ahead, self._loan_bytes)
             if amount:
                 self._transport.session.lend(subscription, amount, ahead=True)

@@ -16,6 +16,9 @@ from rlog_client.session import LOAN_BYTES
 from rlog_client.transport import AHEAD_BYTES
 
 if TYPE_CHECKING:
+    from rlog_client.session import Subscription
+    from rlog_client.steps import Steps
+
     from .peer import Peer
 
 
@@ -516,3 +519,21 @@ def test_damage_that_came_ahead_is_told_in_its_place(peer: Peer, log: rlog.Log) 
     with pytest.raises(rlog.CorruptData):
         next(iteration)
     assert offsets(reader) == [6, 7, 8]
+
+
+def test_a_connection_that_is_lost_with_the_answer_to_a_loan_is_no_error(
+    peer: Peer, log: rlog.Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large(peer, 9)
+    reader = log.reader(rlog.OLDEST, block=False)
+    brought, losses = reader._brought, [True]
+
+    def lost(subscription: Subscription, deadline: float | None) -> Steps[bool]:
+        answer = yield from brought(subscription, deadline)
+        if losses and losses.pop():
+            reader._transport._lose("it was reset")
+        return answer
+
+    monkeypatch.setattr(reader, "_brought", lost)
+    assert offsets(reader) == list(range(9))
+    assert len(peer.lines) == 2
