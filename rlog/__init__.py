@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import rlog_client
-from rlog_client import *  # noqa: F403 (the same surface under a second name)
+from rlog_client import *  # noqa: F403 (all of its surface, under a second name)
 from rlog_client import __all__ as __all__
 from rlog_client import __version__ as __version__
 

@@ -59,8 +59,6 @@ class Keys:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Keys) and dict(self.items()) == dict(other.items())
 
-    __hash__ = None  # type: ignore[assignment]  # it changes
-
     def items(self) -> Iterator[tuple[bytes, int]]:
         return ((key, self._offsets[slot]) for key, slot in self._slots.items())
 

@@ -17,7 +17,7 @@ import contextlib
 import time
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from .peer import LATER, SYNCED, Daemon, Missing, Peer, Way, chunks, free_port, versions
 
@@ -51,7 +51,7 @@ def program() -> str:
 
 class JetStream(Peer):
     name = "NATS JetStream"
-    kept = {kept: f"sync_interval {interval}" for kept, interval in INTERVAL.items()}  # noqa: RUF012
+    kept: ClassVar = {kept: f"sync_interval {interval}" for kept, interval in INTERVAL.items()}
 
     @classmethod
     def check(cls) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 import signal
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from .peer import LATER, NEVER, Daemon, Missing, Peer, Way, free_port, versions
 
@@ -29,7 +29,7 @@ _SECONDS: Final = 60.0
 
 class Kafka(Peer):
     name = "Kafka protocol, in memory"
-    kept = {LATER: "nothing is ever written to a disk"}  # noqa: RUF012
+    kept: ClassVar = {LATER: "nothing is ever written to a disk"}
 
     @classmethod
     def check(cls) -> None:

@@ -18,7 +18,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import psycopg
 
@@ -44,7 +44,7 @@ ALTER TABLE {name} ALTER COLUMN value SET STORAGE EXTERNAL;
 
 class Postgres(Peer):
     name = "PostgreSQL table"
-    kept = {kept: f"synchronous_commit {commit}" for kept, commit in COMMIT.items()}  # noqa: RUF012
+    kept: ClassVar = {kept: f"synchronous_commit {commit}" for kept, commit in COMMIT.items()}
 
     @classmethod
     def check(cls) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from .peer import LATER, SYNCED, Daemon, Missing, Peer, Way, chunks, free_port, versions
 
@@ -32,7 +32,7 @@ FSYNC: Final = {SYNCED: "always", LATER: "everysec"}
 
 class Redis(Peer):
     name = "Redis Streams"
-    kept = {kept: f"appendfsync {fsync}" for kept, fsync in FSYNC.items()}  # noqa: RUF012
+    kept: ClassVar = {kept: f"appendfsync {fsync}" for kept, fsync in FSYNC.items()}
 
     @classmethod
     def check(cls) -> None:

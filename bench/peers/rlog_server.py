@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 import rlog_client as rlog
 from rlog_client.batch import HEADER_BYTES, RECORD_OVERHEAD
@@ -31,7 +31,7 @@ COMMIT_EVERY: Final = 10_000
 
 class Rlog(Peer):
     name = "rlog"
-    kept = {SYNCED: "sync always", LATER: "sync periodic:1s"}  # noqa: RUF012
+    kept: ClassVar = {SYNCED: "sync always", LATER: "sync periodic:1s"}
 
     @classmethod
     def check(cls) -> None:

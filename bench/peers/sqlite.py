@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from .peer import LATER, SYNCED, Peer, Way, chunks, versions
 
@@ -27,7 +27,7 @@ SYNCHRONOUS: Final = {SYNCED: "FULL", LATER: "NORMAL"}
 
 class SQLite(Peer):
     name = "SQLite file"
-    kept = {kept: f"WAL, synchronous {how}" for kept, how in SYNCHRONOUS.items()}  # noqa: RUF012
+    kept: ClassVar = {kept: f"WAL, synchronous {how}" for kept, how in SYNCHRONOUS.items()}
     processes = False  # persist-queue is for the threads of one
 
     @classmethod

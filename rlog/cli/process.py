@@ -219,9 +219,9 @@ def _file_of(value: bytes) -> IO[bytes]:
     Open: the caller's to close, hence no ``with`` here.
     """
     if hasattr(os, "memfd_create"):
-        file: IO[bytes] = open(os.memfd_create("record"), "w+b", buffering=0)  # noqa: SIM115
+        file: IO[bytes] = open(os.memfd_create("record"), "w+b", buffering=0)  # noqa: SIM115 (the caller closes it)
     else:
-        file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
+        file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 (the caller closes it)
     try:
         rest = memoryview(value)
         while rest:

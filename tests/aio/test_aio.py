@@ -372,7 +372,7 @@ def test_a_handler_that_is_not_async_is_a_type_error(run: Run, server: Server, n
             await fill(log, 1)
             reader = log.reader(rlog.OLDEST)
             with pytest.raises(TypeError, match="async functions"):
-                await reader.process(lambda record: None)  # type: ignore[arg-type, return-value]
+                await reader.process(lambda record: None)  # type: ignore[arg-type, return-value]  # refused
 
     run(main)
 
@@ -520,7 +520,7 @@ def test_misuse_is_a_runtime_error(run: Run, server: Server, name: str) -> None:
             with pytest.raises(TypeError):
                 await client.log(name, sync="never")
             with pytest.raises(TypeError, match="encode"):
-                await log.append("v")  # type: ignore[arg-type]
+                await log.append("v")  # type: ignore[arg-type]  # refused
             raised: list[BaseException] = []
 
             def elsewhere() -> None:

@@ -7,7 +7,7 @@ import itertools
 import os
 import subprocess
 import tempfile
-from typing import IO, TYPE_CHECKING, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 
 import pytest
 
@@ -111,8 +111,8 @@ def start_server() -> Iterator[Callable[..., ServerProcess]]:
     """Servers of the test's own, killed at its end."""
     started: list[ServerProcess] = []
 
-    def start(*arguments: object, **named: object) -> ServerProcess:
-        server = ServerProcess(*arguments, **named)  # type: ignore[arg-type]
+    def start(*arguments: Any, **named: Any) -> ServerProcess:
+        server = ServerProcess(*arguments, **named)
         started.append(server)
         return server
 

@@ -165,7 +165,8 @@ def test_a_thinned_batch_covers_the_same_offsets_and_has_the_records_that_stay(
     assert (header.sparse, before.sparse) == (True, False)
     assert list(columns.offsets(header)) == columns.there == [100 + index for index in stays]
     for column, whole in zip(columns[:4], COLUMNS[:4], strict=True):
-        assert column == [whole[index] for index in stays]  # type: ignore[index]
+        assert whole is not None
+        assert column == [whole[index] for index in stays]
 
 
 def test_a_thinned_batch_is_thinned_again() -> None:
@@ -234,6 +235,8 @@ def test_a_record_has_what_its_batch_says_of_it() -> None:
 
 @pytest.mark.parametrize("begin", [100, 101, 102, 103, 104])
 def test_a_cut_begins_at_any_offset_of_whole_and_of_sparse_batches(begin: int) -> None:
+    all_keys = COLUMNS.keys
+    assert all_keys is not None
     for header, columns in (produced(), thinned(1, 3)):
         made = batch.Cut("l", header, columns, begin, 0)
         wanted = [offset for offset in columns.offsets(header) if offset >= begin]
@@ -241,7 +244,7 @@ def test_a_cut_begins_at_any_offset_of_whole_and_of_sparse_batches(begin: int) -
         for record in made.records:
             at = wanted.index(record.offset)
             assert record.value == b"%d" % (record.offset - 100)
-            assert record.key == COLUMNS.keys[record.offset - 100]  # type: ignore[index]
+            assert record.key == all_keys[record.offset - 100]
             assert record.headers == ({"h": b"1"} if record.offset == 101 else {})
             assert made.offset == (wanted[at + 1] if at + 1 < len(wanted) else 104)
         assert made.offset == made.end == 104
