@@ -488,11 +488,10 @@ class Session:
 
     def lend(self, subscription: Subscription, amount: int, *, ahead: bool = False) -> None:
         """Open a loan of ``amount`` bytes; 0 only calls the open one back."""
-        self.lend_as(subscription, Credit(subscription.id, amount))
-        subscription.ahead = ahead or (subscription.ahead and not amount)
+        self.lend_as(subscription, Credit(subscription.id, amount), ahead=ahead)
 
-    def lend_as(self, subscription: Subscription, credit: Credit) -> None:
-        """Open a loan, or call the open one back."""
+    def lend_as(self, subscription: Subscription, credit: Credit, *, ahead: bool = False) -> None:
+        """Open a loan, or call the open one back. ``ahead``: see ``Subscription``."""
         if self._subscriptions.get(subscription.id) is not subscription:
             return
         request = self._number()
@@ -500,7 +499,7 @@ class Session:
         if credit.bytes or credit.records:
             self._end_loan(subscription)
             self._loans[request] = subscription
-            subscription.loan = request
+            subscription.loan, subscription.ahead = request, ahead
         self._put_new(request, credit)
 
     def unsubscribe(self, subscription: Subscription) -> None:

@@ -411,7 +411,8 @@ class SourceSteps:
         subscription = self._subscription if self._subscription.ahead else self._lend()
         yield from self._and_call_back(subscription, self._brought(subscription, limit))
         if subscription.stock:
-            self._lend_ahead(subscription)
+            if self._lends_ahead and not self._called:
+                lend_ahead(self._transport, subscription, self._loan_bytes, self._until)
             return True
         if not subscription.broken and not self._stopped and limit != deadline and over(limit):
             raise self._away()
@@ -459,17 +460,6 @@ class SourceSteps:
         assert self._subscription is not None
         self._transport.session.lend(self._subscription, self._loan_bytes)
         return self._subscription
-
-    def _lend_ahead(self, subscription: Subscription) -> None:
-        """Have what is in the log already come while the caller's code runs."""
-        if not self._lends_ahead or self._called or subscription.broken:
-            return  # (The connection may have gone with the last loan's answer.)
-        end = subscription.end if self._until is None else min(subscription.end, self._until)
-        if subscription.next < end:
-            amount = min(self._transport.room_ahead, self._loan_bytes)
-            if amount:
-                self._transport.session.lend(subscription, amount, ahead=True)
-                self._transport.serve()
 
     def _and_call_back(self, subscription: Subscription, waiting: Steps[bool]) -> Steps[None]:
         """``waiting``, and whatever comes of it, the loan is called back."""
@@ -615,6 +605,18 @@ class SourceSteps:
 
 def over(deadline: float | None) -> bool:
     return deadline is not None and monotonic() >= deadline
+
+
+def lend_ahead(link: Link, subscription: Subscription, amount: int, end: int | None) -> None:
+    """Have what is in the log already, below ``end``, come while nobody waits for it; ``amount``
+    bytes of it at most.
+    """
+    if subscription.broken:
+        return  # its connection went with the last loan's answer
+    last = subscription.end if end is None else min(subscription.end, end)
+    if subscription.next < last and (amount := min(link.room_ahead, amount)):
+        link.session.lend(subscription, amount, ahead=True)
+        link.serve()
 
 
 class ReaderSteps(SourceSteps):

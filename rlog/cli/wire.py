@@ -29,6 +29,7 @@ from rlog_client.protocol import (
     raised,
 )
 from rlog_client.session import LOAN_BYTES
+from rlog_client.source import lend_ahead
 from rlog_client.transport import until
 
 from .whence import AtCursor
@@ -123,9 +124,7 @@ class Batches:
     """The whole batches of a log from ``begin`` up to ``end``, checked but for their bodies.
 
     What the server calls damaged is raised once, and the next call goes on behind it. While the
-    caller works on what one loan brought the next one is open, and the server reads and sends: this
-    reads as nobody, so there is no claim that bytes left lying could cost (see
-    ``rlog_client.source``).
+    caller works on what one loan brought the next one is open (see ``rlog_client.source``).
     """
 
     def __init__(self, log: Log, begin: int, end: int | None = None) -> None:
@@ -159,7 +158,7 @@ class Batches:
 
     def _fetch(self) -> None:
         transport, subscription = self._transport, self._subscription
-        if not subscription.loan:
+        if not subscription.ahead:
             transport.session.lend(subscription, LOAN_BYTES)
         patience = until(transport.timeout)
         if not transport.wait(lambda: not subscription.loan, patience):
@@ -168,9 +167,8 @@ class Batches:
             self._subscribe()
         elif subscription.error is not None:
             raise subscription.error
-        elif subscription.next < self.end:
-            transport.session.lend(subscription, LOAN_BYTES)
-            transport.serve()
+        else:
+            lend_ahead(transport, subscription, LOAN_BYTES, self.end)
 
     def _next(self) -> Batch | None:
         stock = self._subscription.stock
