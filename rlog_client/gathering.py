@@ -28,18 +28,22 @@ LOT_BYTES: Final = 1 << 20  # of one batch, unless one record is larger
 
 
 class Lot:
-    """Records that go together. ``waiter``: ends with the answer of ``call``, or too late."""
+    """Records that go together. ``room``: for more, in bytes; ``waiter``: ends with the answer of
+    ``call``, or too late; ``lent``: the id is in use, and not given back yet.
+    """
 
-    __slots__ = ("call", "columns", "following", "producer", "room", "sequence", "waiter")
+    __slots__ = ("call", "columns", "lent", "producer", "room", "sequence", "waiter")
 
-    def __init__(self, producer: int, sequence: int, room: int) -> None:
+    def __init__(
+        self, producer: int, sequence: int, room: int, call: Call[Appended], waiter: Waiter
+    ) -> None:
         self.producer = producer
         self.sequence = sequence
-        self.following = -1  # the next sequence, while the id is to be given back
         self.columns = Columns()
         self.room = room
-        self.call: Call[Appended] = Call(Appended, append=(producer, sequence))
-        self.waiter: Waiter | None = None
+        self.call = call
+        self.waiter = waiter
+        self.lent = False
 
 
 class Gathering:
@@ -64,17 +68,17 @@ class Gathering:
         lot.room -= bound
         index = len(lot.columns.values)
         lot.columns.add(item)
-        assert lot.waiter is not None
         await lot.waiter.ended.wait()
         return self._offset(lot, index)
 
     def _open(self, room: int) -> Lot:
         if self._lot is not None:
             self._seal(self._lot)
-        lot = self._lot = Lot(*self._ids.borrow(), room)
-        call = lot.call
         transport = self._transport
-        lot.waiter = transport.wait_for(Wait(lambda: call.done, until(transport.timeout)))
+        producer, sequence = self._ids.borrow()
+        call = Call(Appended, append=(producer, sequence))
+        waiter = transport.wait_for(Wait(lambda: call.done, until(transport.timeout)))
+        lot = self._lot = Lot(producer, sequence, room, call, waiter)
         transport.before_write(partial(self._seal, lot))
         return lot
 
@@ -84,22 +88,21 @@ class Gathering:
             return
         self._lot = None
         if not lot.call.done:
-            lot.following = lot.sequence + len(lot.columns.values)
+            lot.lent = True
             payload = lot.columns.encode(lot.producer, lot.sequence)
             self._transport.session.start(lot.call, Append(self._log_id), payload)
 
     def _offset(self, lot: Lot, index: int) -> int:
-        call, waiter = lot.call, lot.waiter
-        assert waiter is not None
+        call = lot.call
         if self._lot is lot:
             self._lot = None  # it waited for a connection for too long
-        if waiter.error is not None:
-            raise waiter.error
+        if lot.waiter.error is not None:
+            raise lot.waiter.error
         if not call.done:
             call.fail(self._transport.session.ended or overdue(self._transport, call))
-        if lot.following >= 0 and not isinstance(call.error, OutcomeUnknown):
-            # Once: what is still on its way can be taken for no other.
-            self._ids.give_back(lot.producer, lot.following)
-            lot.following = -1
+        # (Not what may be on its way still: it could be taken for another.)
+        if lot.lent and not isinstance(call.error, OutcomeUnknown):
+            lot.lent = False
+            self._ids.give_back(lot.producer, lot.sequence + len(lot.columns.values))
         answer = call.get()
         return answer.first + index if answer.first >= 0 else receipt_at(answer, index).first

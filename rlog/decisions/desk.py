@@ -457,16 +457,10 @@ class Desk:
         for header, _produced, body in waiting.batches:
             bodies_bytes += len(body)
             facts_bytes += header.keys_bytes
-        if isinstance(waiting.control, protocol.Append):
-            pass
-        elif isinstance(waiting.control, protocol.Settle):
-            facts_bytes += SETTLE_BYTES_MAX
-        elif isinstance(waiting.control, _LONG):
-            facts_bytes += LIST_BYTES_MAX
-        elif isinstance(waiting.control, Copied):
-            facts_bytes += sum(len(copy) + FACT_BYTES_MAX for _, _, copy in waiting.control.copies)
-        elif isinstance(waiting.control, protocol.Transact):
+        if isinstance(waiting.control, protocol.Transact):
             facts_bytes += protocol.transact_bytes(waiting.control) - bodies_bytes
+        elif not waiting.batches:
+            facts_bytes += _bytes_of_long(waiting.control)
         size = bodies_bytes + facts_bytes
         if self._bytes and self._bytes + size > bytes_goal:
             return False
@@ -602,6 +596,16 @@ HEARD_SECONDS: Final = 1.0  # and so much later: not every request is worth a no
 SILENT_MAX: Final = 1 << 16  # of which so many are remembered at all
 _DROPS_MAX: Final = 8  # at one request
 _Who = TypeVar("_Who")
+
+
+def _bytes_of_long(control: Control) -> int:
+    """What it may take of a frame beyond FACT_BYTES_MAX; it brings no batches."""
+    match control:
+        case protocol.Settle():
+            return SETTLE_BYTES_MAX
+        case Copied(copies=copies):
+            return sum(len(copy) + FACT_BYTES_MAX for _, _, copy in copies)
+    return LIST_BYTES_MAX if isinstance(control, _LONG) else 0
 
 
 def note_heard(silent: OrderedDict[_Who, float], who: _Who, now: float) -> list[_Who]:
