@@ -179,12 +179,17 @@ def settle(patience: float) -> bool:
 # --- the server -------------------------------------------------------------------------------
 
 
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
 class Server:
     """``rlog serve`` as a process of its own, on loopback TCP, over ``directory``."""
 
     def __init__(self, directory: str, sync: str = "always") -> None:
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.url = f"rlog://127.0.0.1:{self.port}"
         self._log = Path(directory).with_suffix(".server-log")
         command = [RLOG, "serve", "--data-dir", directory, "--sync", sync]

@@ -19,7 +19,8 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from .peer import LATER, SYNCED, Daemon, Missing, Peer, Way, chunks, free_port, versions
+from ..harness import free_port
+from .peer import LATER, SYNCED, Daemon, Missing, Peer, Way, chunks, versions
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Sequence

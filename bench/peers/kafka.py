@@ -17,7 +17,8 @@ import signal
 import time
 from typing import TYPE_CHECKING, ClassVar, Final
 
-from .peer import LATER, NEVER, Daemon, Missing, Peer, Way, free_port, versions
+from ..harness import free_port
+from .peer import LATER, NEVER, Daemon, Missing, Peer, Way, versions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

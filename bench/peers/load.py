@@ -8,19 +8,22 @@ server's, as it is for a user whose services run beside it; every figure is of b
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
-import signal
 import threading
 import time
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+
+from ..harness import Crowd
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
 
+    from ..harness import Gate
     from .peer import Once, OnceAsync, Peer
 
 _CONNECT_SECONDS: Final = 60.0
-_END_SECONDS: Final = 60.0
+
+
+Part: TypeAlias = tuple[float, float, list[float]]  # when it began and ended; of each, the seconds
 
 
 class Taken(NamedTuple):
@@ -30,14 +33,14 @@ class Taken(NamedTuple):
     seconds: list[float]
 
 
-def _joined(parts: list[tuple[float, float, list[float]]]) -> Taken:
-    """``parts``: of each client, when it began and ended, and its requests' seconds."""
+def _joined(parts: list[Part]) -> Taken:
+    """``parts``: of each client."""
     seconds = [each for _began, _ended, taken in parts for each in taken]
     elapsed = max(ended for _, ended, _ in parts) - min(began for began, _, _ in parts)
     return Taken(len(seconds) / elapsed, seconds)
 
 
-def _repeat(once: Once, record: bytes, duration: float) -> tuple[float, float, list[float]]:
+def _repeat(once: Once, record: bytes, duration: float) -> Part:
     taken = []
     began = now = time.perf_counter()
     while now - began < duration:
@@ -47,9 +50,7 @@ def _repeat(once: Once, record: bytes, duration: float) -> tuple[float, float, l
     return began, now, taken
 
 
-async def _repeat_async(
-    once: OnceAsync, record: bytes, duration: float
-) -> tuple[float, float, list[float]]:
+async def _repeat_async(once: OnceAsync, record: bytes, duration: float) -> Part:
     taken = []
     began = now = time.perf_counter()
     while now - began < duration:
@@ -61,7 +62,7 @@ async def _repeat_async(
 
 def threads(peer: Peer, clients: int, record: bytes, duration: float) -> Taken:
     barrier = threading.Barrier(clients)
-    parts: list[tuple[float, float, list[float]]] = []
+    parts: list[Part] = []
     errors: list[BaseException] = []
 
     def client() -> None:
@@ -87,71 +88,37 @@ def threads(peer: Peer, clients: int, record: bytes, duration: float) -> Taken:
 
 
 def tasks(peer: Peer, in_flight: int, record: bytes, duration: float) -> Taken:
-    return asyncio.run(_tasks(peer, in_flight, record, duration, _nothing))
-
-
-async def _nothing() -> None:
-    pass
+    return _joined(asyncio.run(_tasks(peer, in_flight, record, duration, lambda: None)))
 
 
 async def _tasks(
-    peer: Peer,
-    in_flight: int,
-    record: bytes,
-    duration: float,
-    ready: Callable[[], Awaitable[None]],
-) -> Taken:
+    peer: Peer, in_flight: int, record: bytes, duration: float, ready: Callable[[], None]
+) -> list[Part]:
     opened = peer.many(in_flight)
     assert opened is not None
     async with opened as once:
         await asyncio.gather(*(once(record) for _ in range(in_flight)))
-        await ready()
-        return _joined(
-            await asyncio.gather(*(_repeat_async(once, record, duration) for _ in range(in_flight)))
+        ready()
+        return await asyncio.gather(
+            *(_repeat_async(once, record, duration) for _ in range(in_flight))
         )
 
 
 def processes(peer: Peer, clients: int, record: bytes, duration: float) -> Taken:
     """Each with the blocking client, or, where there is none, the asyncio one and one task."""
-    context = multiprocessing.get_context("fork")
-    barrier = context.Barrier(clients)
     blocking = peer.one() is not None
 
-    def client(end: multiprocessing.connection.Connection) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    def client(_number: int, gate: Gate) -> Part:
+        if not blocking:
+            [part] = asyncio.run(_tasks(peer, 1, record, duration, gate.ready))
+            return part
+        opened = peer.one()
+        assert opened is not None
+        with opened as once:
+            once(record)
+            gate.ready()
+            return _repeat(once, record, duration)
 
-        async def ready() -> None:
-            barrier.wait(_CONNECT_SECONDS)
-
-        if blocking:
-            opened = peer.one()
-            assert opened is not None
-            with opened as once:
-                once(record)
-                barrier.wait(_CONNECT_SECONDS)
-                end.send(_repeat(once, record, duration))
-        else:
-            began = time.perf_counter()
-            taken = asyncio.run(_tasks(peer, 1, record, duration, ready))
-            ended = time.perf_counter()
-            began = ended - len(taken.seconds) / taken.rate if taken.seconds else began
-            end.send((began, ended, taken.seconds))
-
-    pipes = []
-    workers = []
-    try:
-        for _ in range(clients):
-            mine, its = context.Pipe(duplex=False)
-            worker = context.Process(target=client, args=(its,))
-            worker.start()
-            its.close()
-            pipes.append(mine)
-            workers.append(worker)
-        parts = [pipe.recv() for pipe in pipes]
-        for worker in workers:
-            worker.join(_END_SECONDS)
-    finally:
-        for worker in workers:
-            worker.kill()
-            worker.join()
-    return _joined(parts)
+    with Crowd(client, clients) as crowd:
+        crowd.go()
+        return _joined(crowd.results())

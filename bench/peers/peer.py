@@ -188,12 +188,6 @@ def _below(pid: int) -> list[int]:
     return [each for child in children for each in (int(child), *_below(int(child)))]
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def versions(*names: str) -> str:
     """ "redis 8.1.0, hiredis 3.5.0"; Missing, where one is not installed."""
     try:

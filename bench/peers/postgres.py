@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import psycopg
 
-from .peer import LATER, SYNCED, Daemon, Missing, Peer, Way, chunks, free_port, versions
+from ..harness import free_port
+from .peer import LATER, SYNCED, Daemon, Missing, Peer, Way, chunks, versions
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence

@@ -20,7 +20,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from .peer import LATER, NEVER, Daemon, Missing, Peer, Way, chunks, free_port, versions
+from ..harness import free_port
+from .peer import LATER, NEVER, Daemon, Missing, Peer, Way, chunks, versions
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence

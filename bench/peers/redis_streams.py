@@ -17,7 +17,8 @@ import shutil
 import time
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from .peer import LATER, SYNCED, Daemon, Missing, Peer, Way, chunks, free_port, versions
+from ..harness import free_port
+from .peer import LATER, SYNCED, Daemon, Missing, Peer, Way, chunks, versions
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
