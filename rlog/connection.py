@@ -10,6 +10,7 @@ connection waits, and it alone reads the disk when the page cache has not got th
 from __future__ import annotations
 
 import logging
+import math
 import select
 import socket
 from abc import abstractmethod
@@ -56,7 +57,7 @@ class TaskHub(Hub):
         self._epoll = select.epoll()
         self._read: dict[int, Connection] = {}  # by descriptor: those who are read
         self._late_at: dict[Connection, float] = {}  # when what has begun is to be whole
-        self._awaited = trio.Event()  # set when there is something in that
+        self._some_begun = trio.Event()  # set when ``_late_at`` is not empty
 
     @abstractmethod
     def start(
@@ -108,7 +109,7 @@ class TaskHub(Hub):
                 if connection is not None:  # or another one has just ended it
                     self._attend(connection, connection.readable)
 
-    def _attend(self, connection: Connection, act: Callable[[], None]) -> None:
+    def _attend(self, connection: Connection, act: Callable[[], object]) -> None:
         """What fails in a connection, should it ever, ends that one alone."""
         try:
             act()
@@ -119,21 +120,23 @@ class TaskHub(Hub):
         """Something has begun: it is to be whole by then."""
         if connection not in self._late_at:
             self._late_at[connection] = trio.current_time() + seconds
-            self._awaited.set()
+            self._some_begun.set()
 
     def await_nothing(self, connection: Connection) -> None:
         self._late_at.pop(connection, None)
+
+    def is_late(self, connection: Connection) -> bool:
+        """What has begun was to be whole by now."""
+        return self._late_at.get(connection, math.inf) <= trio.current_time()
 
     async def end_the_late(self) -> None:
         """End those who take too long over a greeting, or over a message."""
         while True:
             if not self._late_at:
-                self._awaited = trio.Event()
-                await self._awaited.wait()
+                self._some_begun = trio.Event()
+                await self._some_begun.wait()
             await trio.sleep(LATE_SECONDS)
-            now = trio.current_time()
-            for connection in [each for each, when in self._late_at.items() if when <= now]:
-                self.await_nothing(connection)
+            for connection in list(filter(self.is_late, self._late_at)):
                 self._attend(connection, connection.late)
 
 
@@ -153,23 +156,28 @@ class Connection(Peer):
 
     # --- receiving ----------------------------------------------------------------------------
 
-    def readable(self) -> None:
-        """Take what has arrived, and obey it."""
+    def readable(self) -> bool:
+        """Take some of what has arrived, and obey it. False: nothing has."""
         try:
-            if self._receive():
-                self._go_on()
-            else:
-                self._end("closed by the client")
-        except ProtocolError as error:
-            self._misbehaved(error)
+            count = self._receive()
         except OSError as error:
             self._end(str(error))
+            return False
+        if count == 0:
+            self._end("closed by the client")
+        elif count is not None:
+            try:
+                self._go_on()
+            except ProtocolError as error:
+                self._misbehaved(error)
+        return bool(count)
 
     def late(self) -> None:
         """It has taken too long over a greeting, or over a message."""
-        # The loop may have stood still, not the peer: what has arrived since counts.
-        self.readable()
-        if not self.closed and not self._full and self._unfinished():
+        # The loop may have stood still, not the peer: what has arrived since counts, all of it.
+        while self._tasks.is_late(self) and self.readable():
+            pass
+        if self._tasks.is_late(self):
             reason = "too slow: no greeting, or half a message, for too long"
             logger.warning("%s: %s", self.address, reason)
             self._end(reason)
@@ -217,19 +225,19 @@ class Connection(Peer):
         logger.debug("%s (%s) ended: %s", self.address, self.name, reason)
         self.close()
 
-    def _receive(self) -> bool:
-        """Take what has arrived. False: that was all, the peer has closed."""
+    def _receive(self) -> int | None:
+        """Take some of what has arrived: bytes. 0: the peer has closed; None: nothing is there."""
         room = self._protocol.room()
         try:
             if room is not None:
                 count = self._socket.recv_into(room)
                 self._protocol.filled(count)
-                return count > 0
+                return count
             data = self._socket.recv(RECEIVE_BYTES)
         except BlockingIOError:
-            return True
+            return None
         self._protocol.received(data)
-        return bool(data)
+        return len(data)
 
     # --- reading the disk ---------------------------------------------------------------------
 
@@ -275,7 +283,7 @@ class Connection(Peer):
         try:
             done = self._send_some()
         except OSError:
-            self._out.clear()  # the reader is told of the same end, and closes
+            self._out.clear()  # whoever reads it next is told of the same end, and closes it
             self._out_bytes = 0
             return
         if not done:

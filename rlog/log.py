@@ -30,13 +30,15 @@ Buffer = bytes | bytearray | memoryview
 
 
 class Chunk(NamedTuple):
-    """Whole batches, contiguous, the first of which holds the offset asked for; ``next`` comes
-    after them.
+    """Whole batches, contiguous, the first of which holds the offset asked for; none where they
+    would be too large. ``next``: the offset after them; ``following``: how many bytes the batch
+    there has, 0 where that was not seen.
     """
 
     data: memoryview
     next: int
     position: int
+    following: int
 
 
 class Spot(NamedTuple):
@@ -260,10 +262,17 @@ class LogFiles:
     # --- reading ------------------------------------------------------------------------------
 
     def read(
-        self, extent: Extent, position: int | None, offset: int, bytes_max: int, *, wait: bool
+        self,
+        extent: Extent,
+        position: int | None,
+        offset: int,
+        bytes_max: int,
+        *,
+        strict: bool = False,
+        wait: bool,
     ) -> Chunk | Damage | None:
-        """Batches of ``extent`` from the one that holds ``offset``, of about ``bytes_max`` bytes,
-        at least one.
+        """Batches of ``extent`` from the one that holds ``offset``, of ``bytes_max`` bytes at most;
+        but at least one, whatever its size, unless ``strict``.
 
         ``position``: where ``offset`` begins, if known. None is returned rather than waiting for
         the disk, unless ``wait``. OSError: the disk could not be read.
@@ -282,9 +291,11 @@ class LogFiles:
                 return None
             end, at_end, want = self._cut(data, extent, position, offset)
             if end:
-                return Chunk(memoryview(data)[:end], at_end, position)
+                return Chunk(memoryview(data)[:end], at_end, position, want)
             if want <= count or len(data) < count:
                 break
+            if strict:
+                return Chunk(memoryview(b""), offset, position, want)
             count = want  # a batch larger than what was asked for
         found = next(walk(file.read, extent, position, offset), None)
         if isinstance(found, Damage):

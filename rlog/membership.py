@@ -215,7 +215,8 @@ class Membership:
         elif (lot := self._dispatch.lot_of(offset)) is not None and lot.segment == segment:
             # Where the batch begins is where to read, also for a record in the midst of it.
             position, offset, size = lot.position, lot.base, lot.bytes
-        read = Read(self.books.files[log.id], extent, position, offset, size)
+        files = self.books.files[log.id]
+        read = Read(files, extent, position, offset, size, strict=False)
         self._reading = (read, why)
         return read
 

@@ -111,6 +111,7 @@ class Server(TaskHub):
         self._nursery: trio.Nursery | None = None
         self._sleeper: trio.lowlevel.Task | None = None  # the drive loop, when it has nothing to do
         self._flight: Flight | None = None  # begun by a turn, and left to the drive loop
+        self._broken: BaseException | None = None  # what a turn failed with
         self._latest: Peer | None = None  # who asked for something last,
         self._alone = 0  # and how many times nobody else did
         self._alarm = float("inf")  # when it is woken at the latest
@@ -167,7 +168,9 @@ class Server(TaskHub):
         self._drained.set()
 
     def _turn(self) -> None:
-        """One turn of the drive loop while it sleeps, without waking it."""
+        """One turn of the drive loop while it sleeps, without waking it: inside the call of whoever
+        asked.
+        """
         flight = self.driver.begin()
         if flight is not None and not self._inline(flight):
             self._flight = flight
@@ -185,6 +188,8 @@ class Server(TaskHub):
             return trio.lowlevel.Abort.SUCCEEDED
 
         await trio.lowlevel.wait_task_rescheduled(abort)
+        if self._broken is not None:
+            raise self._broken
 
     def wake(self, peer: Peer | None = None) -> None:
         """There may be something to drive; ``peer``: whose requests it is."""
@@ -202,6 +207,10 @@ class Server(TaskHub):
                 if self._flight is None and (not self.broker.waiting or self.driver.held):
                     self._sleeper = sleeper
                     self._set_alarm()
+        except BaseException as error:
+            # What was decided may not have been written, and no connection is to blame: the drive
+            # loop fails with it, and so does the server.
+            self._broken = error
         finally:
             if self._sleeper is None:
                 trio.lowlevel.reschedule(sleeper)

@@ -37,17 +37,23 @@ class Outlet(Protocol):
 
 
 class Read(NamedTuple):
-    """A read of one segment, to ``run`` with ``wait`` where waiting for the disk harms nobody."""
+    """A read of one segment, to ``run`` with ``wait`` where waiting for the disk harms nobody.
+
+    ``strict``: what is larger than ``bytes_max`` is not wanted, not even a single batch.
+    """
 
     files: LogFiles
     extent: Extent
     position: int | None
     offset: int
     bytes_max: int
+    strict: bool
 
     def run(self, *, wait: bool) -> Chunk | Damage | None:
         """See ``LogFiles.read``. Raises OSError."""
-        return self.files.read(self.extent, self.position, self.offset, self.bytes_max, wait=wait)
+        return self.files.read(
+            self.extent, self.position, self.offset, self.bytes_max, strict=self.strict, wait=wait
+        )
 
 
 def damaged(log: str, file: str, found: Damage) -> CorruptData:
@@ -71,6 +77,7 @@ class Subscription:
     """
 
     __slots__ = (
+        "_ahead",
         "_left",
         "_loan",
         "_name",
@@ -104,12 +111,14 @@ class Subscription:
         self._position = 0
         self._loan: int | None = None  # the request id of the open Credit,
         self._left = 0  # what is left of it, in bytes,
+        self._ahead = False  # whether nobody waits for it yet,
         self._sent = False  # and whether anything came of it
 
     def lend(self, request: int, credit: Credit) -> None:
         """A Credit: it ends the open loan, and opens one."""
         self.settle()
         self._loan, self._left, self._sent = request, credit.bytes, False
+        self._ahead = credit.ahead
         if credit.bytes <= 0:
             self.settle()
 
@@ -156,7 +165,8 @@ class Subscription:
         extent = self.books.extent(log, self.offset)
         known = self._position if (extent.base, extent.generation) == self._segment else None
         files = self.books.files[log.id]
-        return Read(files, extent, known, self.offset, min(self._left, PUSH_BYTES))
+        strict = self._ahead or self._sent
+        return Read(files, extent, known, self.offset, min(self._left, PUSH_BYTES), strict)
 
     def deliver(self, read: Read, found: Chunk | Damage | OSError) -> None:
         """What came of a read. Dropped if the subscription has moved on since."""
@@ -167,6 +177,8 @@ class Subscription:
             self._unreadable(read, file, found)
         elif isinstance(found, Damage):
             self._damaged(file, found)
+        elif not found.data:
+            self.settle()  # the next batch is more than what is left
         else:
             records = protocol.Records(self.offset, file, found.position)
             self.outlet.answer(self.id, records, found.data)
@@ -174,7 +186,7 @@ class Subscription:
             self._position = found.position + len(found.data)
             self._advance(found.next)
             self._left -= len(found.data)
-            if self._left <= 0:
+            if self._left <= 0 or found.following > self._left:
                 self.settle()
 
     def _damaged(self, file: str, found: Damage) -> None:

@@ -85,7 +85,7 @@ class AsyncTransport:
         self._thread = 0
         self._waiters: dict[Waiter, None] = {}  # in the order in which they came
         self._posted: list[Callable[[Session], object]] = []
-        self._sealing: list[Callable[[], None]] = []  # what is done before the next write
+        self._sealing: dict[Callable[[], None], None] = {}  # what is done before the next write
         self._tending = math.inf  # the moment at which something wants to be tended
         self._alarm = math.inf  # the moment for which the clock is set
         self._turn = 0.0  # the last moment at which other tasks could run
@@ -298,8 +298,8 @@ class AsyncTransport:
         return waiter
 
     def before_write(self, action: Callable[[], None]) -> None:
-        """Do it when the socket is written to next, which other tasks run before."""
-        self._sealing.append(action)
+        """Do it just before the next write, once. Tasks that can run now run first."""
+        self._sealing[action] = None
         self._to_write.set()
 
     async def _wait(self, wait: Wait, limit: float | None = None) -> bool:
@@ -434,7 +434,9 @@ class AsyncTransport:
     def _write(self) -> None:
         """Send what the kernel takes."""
         while self._sealing:
-            self._sealing.pop(0)()
+            action = next(iter(self._sealing))
+            del self._sealing[action]
+            action()
         outgoing = self.session.outgoing
         try:
             while outgoing and self.session.lost is None:

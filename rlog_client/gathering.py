@@ -8,7 +8,7 @@ be judged by itself (an ``expect``) is not put here.
 
 from __future__ import annotations
 
-from functools import partial
+from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 from .batch import HEADER_BYTES
@@ -25,14 +25,18 @@ if TYPE_CHECKING:
     from .model import Item
 
 LOT_BYTES: Final = 1 << 20  # of one batch, unless one record is larger
+LOT_SECONDS: Final = 0.01  # that one is open, while nothing can be written
 
 
 class Lot:
-    """Records that go together. ``room``: for more, in bytes; ``waiter``: ends with the answer of
-    ``call``, or too late; ``lent``: the id is in use, and not given back yet.
+    """Records that go together. ``room``: for more, in bytes; ``full_at``: the moment from which
+    none joins them; ``count``: how many there are, once it is sealed. ``waiter``: ends with the
+    answer of ``call``, or too late; ``lent``: its id is in use, and not given back yet.
     """
 
-    __slots__ = ("call", "columns", "lent", "producer", "room", "sequence", "waiter")
+    __slots__ = (
+        "call", "columns", "count", "full_at", "lent", "producer", "room", "sequence", "waiter",
+    )  # fmt: skip
 
     def __init__(
         self, producer: int, sequence: int, room: int, call: Call[Appended], waiter: Waiter
@@ -40,10 +44,17 @@ class Lot:
         self.producer = producer
         self.sequence = sequence
         self.columns = Columns()
+        self.count = 0
         self.room = room
+        self.full_at = monotonic() + LOT_SECONDS
         self.call = call
         self.waiter = waiter
-        self.lent = False
+        self.lent = True
+
+    def takes(self, bound: int) -> bool:
+        """Whether a record of up to ``bound`` bytes may join. Its deadline is the first one's."""
+        open_yet = monotonic() < self.full_at and not self.waiter.ended.is_set()
+        return bound <= self.room and open_yet
 
 
 class Gathering:
@@ -59,11 +70,13 @@ class Gathering:
         """The record's offset. Errors as of ``Log.append``; cancelled, it is appended or not."""
         transport = self._transport
         transport.check()
+        if (ended := transport.session.ended) is not None:
+            raise ended.with_traceback(None)
         limits = transport.session.limits
         item, bound = checked(item, None, limits.record_bytes_max)
         check_batch(HEADER_BYTES + bound, limits.batch_bytes_max, None)
         lot = self._lot
-        if lot is None or bound > lot.room:
+        if lot is None or not lot.takes(bound):
             lot = self._open(min(LOT_BYTES, limits.batch_bytes_max // 2) - HEADER_BYTES)
         lot.room -= bound
         index = len(lot.columns.values)
@@ -72,37 +85,38 @@ class Gathering:
         return self._offset(lot, index)
 
     def _open(self, room: int) -> Lot:
-        if self._lot is not None:
-            self._seal(self._lot)
+        self._seal()
         transport = self._transport
         producer, sequence = self._ids.borrow()
         call = Call(Appended, append=(producer, sequence))
         waiter = transport.wait_for(Wait(lambda: call.done, until(transport.timeout)))
         lot = self._lot = Lot(producer, sequence, room, call, waiter)
-        transport.before_write(partial(self._seal, lot))
+        transport.before_write(self._seal)
         return lot
 
-    def _seal(self, lot: Lot) -> None:
-        """Put it on its way; what comes from now on is another one's."""
-        if self._lot is not lot:
+    def _seal(self) -> None:
+        """Put what there is on its way; what comes from now on is another lot's."""
+        lot, self._lot = self._lot, None
+        if lot is None or lot.waiter.ended.is_set():
             return
-        self._lot = None
-        if not lot.call.done:
-            lot.lent = True
-            payload = lot.columns.encode(lot.producer, lot.sequence)
-            self._transport.session.start(lot.call, Append(self._log_id), payload)
+        payload = lot.columns.encode(lot.producer, lot.sequence)
+        lot.count = len(lot.columns.values)
+        lot.columns = Columns()
+        self._transport.session.start(lot.call, Append(self._log_id), payload)
 
     def _offset(self, lot: Lot, index: int) -> int:
         call = lot.call
         if self._lot is lot:
-            self._lot = None  # it waited for a connection for too long
+            self._lot = None  # it waited too long for a connection, or for one that takes anything
         if lot.waiter.error is not None:
             raise lot.waiter.error
+        session = self._transport.session
         if not call.done:
-            call.fail(self._transport.session.ended or overdue(self._transport, call))
+            call.fail(session.ended or overdue(self._transport, call))
+            session.forget(call)
         # (Not what may be on its way still: it could be taken for another.)
         if lot.lent and not isinstance(call.error, OutcomeUnknown):
             lot.lent = False
-            self._ids.give_back(lot.producer, lot.sequence + len(lot.columns.values))
+            self._ids.give_back(lot.producer, lot.sequence + lot.count)
         answer = call.get()
         return answer.first + index if answer.first >= 0 else receipt_at(answer, index).first

@@ -439,8 +439,8 @@ class ProducerSteps:
         if plain and monotonic() < self._due:
             size = sum(map(len, chunk)) + RECORD_OVERHEAD * len(chunk)
             if size <= self._room:
+                self._room -= size  # first: an interrupt in between costs room, not a limit
                 self._values.extend(cast("list[bytes]", chunk))
-                self._room -= size
                 return
         bounds = list(accumulate(map(RECORD_OVERHEAD.__add__, map(len, chunk)))) if plain else []
         at = taken = 0
@@ -449,8 +449,8 @@ class ProducerSteps:
             if plain and monotonic() < self._due:
                 to = bisect_right(bounds, taken + self._room, at)
             if to > at:
-                self._values.extend(cast("list[bytes]", chunk[at:to]))
                 self._room -= bounds[to - 1] - taken
+                self._values.extend(cast("list[bytes]", chunk[at:to]))
             else:
                 # The record that ends a batch, or is due, or is not plain.
                 to = at + 1

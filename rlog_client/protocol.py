@@ -174,9 +174,10 @@ class Subscribe(Control):
 class Credit(Control):
     """A loan of ``bytes``: -> Records, at least one batch whatever its size, then Settled.
 
-    It is settled when it is used up, or when something was sent and the end is reached. A new one
-    settles the old one at once; one of 0 bytes only settles. So a client knows, whenever it has no
-    open loan, that nothing is under way to it.
+    It is settled when something was sent and the next batch is larger than what is left of it, or
+    the end is reached. A new one settles the old one at once; one of 0 bytes only settles. So a
+    client knows, whenever it has no open loan, that nothing is under way to it. ``ahead``: nobody
+    waits for it yet, so the first batch has to fit as well, or it is settled with nothing.
 
     A shared consumer's member is lent for ``records``, all of them below ``end`` if that is given:
     -> Records and Assigned. ``now``: it is settled at once when there is nothing for this member;
@@ -191,6 +192,7 @@ class Credit(Control):
     end: int | None = None
     now: bool = False
     own: bool = False
+    ahead: bool = False
 
 
 class Unsubscribe(Control):
@@ -954,6 +956,8 @@ class Connection:
         data, at = self._data, self._at
         have = len(data) - at
         if have < HEAD_BYTES:
+            if not have:
+                self._data, self._at = b"", 0  # nothing is kept of an idle connection
             return None
         length, kind, flags, control_bytes, request = _HEAD.unpack_from(data, at)
         self._judge(length, kind, flags, control_bytes, request)
@@ -975,7 +979,7 @@ class Connection:
         self._at = begin + here
         self._control = (request, control)
         self._payload, self._filled, self._whole = payload, here, payload_bytes
-        return self._finish() if here == payload_bytes else None
+        return None
 
     def _finish(self) -> Message:
         assert self._control is not None

@@ -270,7 +270,8 @@ class Subscription:
         self.loan = 0
         self.ahead = False
         self.coming: list[Chunk | Damaged | Assigned] = []
-        self.next = 0  # the offset after the stock; exact while no loan is open, or one ahead
+        # The offset after the stock, while it is whole and no loan is open but one ahead.
+        self.next = 0
         self.end = 0  # of the log, when the last loan was settled
         self.broken = False
         self.recalled = False
@@ -403,7 +404,7 @@ class Session:
     def _break_subscriptions(self) -> None:
         for subscription in list(self._subscriptions.values()):
             subscription.broken = True
-            subscription.loan = 0
+            subscription.loan, subscription.ahead = 0, False
         self._subscriptions.clear()
         self._loans.clear()
 
@@ -444,6 +445,11 @@ class Session:
         elif isinstance(control, Release):
             self._release_unsent(call)
         return call
+
+    def forget(self, call: Call[Any]) -> None:
+        """It is done, and nobody waits for it: without a connection nothing of it is under way."""
+        if self.lost is not None and self._calls.get(call.request) is call:
+            del self._calls[call.request]
 
     def claim(self, claiming: Claiming) -> Call[Any]:
         """Claim, and claim again on every connection that comes, until ``unclaim``."""
@@ -488,19 +494,23 @@ class Session:
 
     def lend(self, subscription: Subscription, amount: int, *, ahead: bool = False) -> None:
         """Open a loan of ``amount`` bytes; 0 only calls the open one back."""
-        self.lend_as(subscription, Credit(subscription.id, amount), ahead=ahead)
+        self.lend_as(subscription, Credit(subscription.id, amount, ahead=ahead))
 
-    def lend_as(self, subscription: Subscription, credit: Credit, *, ahead: bool = False) -> None:
-        """Open a loan, or call the open one back. ``ahead``: see ``Subscription``."""
+    def lend_as(self, subscription: Subscription, credit: Credit) -> None:
+        """Open a loan, or call the open one back."""
         if self._subscriptions.get(subscription.id) is not subscription:
             return
         request = self._number()
         subscription.shared = subscription.shared or credit.records > 0
-        if credit.bytes or credit.records:
+        opens = credit.bytes or credit.records
+        if opens:
             self._end_loan(subscription)
             self._loans[request] = subscription
-            subscription.loan, subscription.ahead = request, ahead
+            subscription.loan = request
         self._put_new(request, credit)
+        if opens:
+            # Last: should an interrupt leave a loan that was not asked for, the next one ends it.
+            subscription.ahead = credit.ahead
 
     def unsubscribe(self, subscription: Subscription) -> None:
         """Its answer is of no interest, nor is what still comes."""
@@ -637,12 +647,13 @@ class Session:
             self._end_loan(subscription)
 
     def _end_loan(self, subscription: Subscription) -> None:
-        self._loans.pop(subscription.loan, None)
-        subscription.loan = 0
         if subscription.ahead:
+            # (What an interrupt leaves in both comes twice, and is passed over.)
             subscription.stock.extend(subscription.coming)
             subscription.coming = []
             subscription.ahead = False
+        self._loans.pop(subscription.loan, None)
+        subscription.loan = 0
 
     def _claimed(self, call: Call[Any], claiming: Claiming, control: Control) -> None:
         if claiming in self.claims:

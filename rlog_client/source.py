@@ -608,11 +608,11 @@ def over(deadline: float | None) -> bool:
 
 
 def lend_ahead(link: Link, subscription: Subscription, amount: int, end: int | None) -> None:
-    """Have what is in the log already, below ``end``, come while nobody waits for it; ``amount``
-    bytes of it at most.
+    """Have what is in the log already, below ``end``, come while nobody waits for it: ``amount``
+    bytes of it at most, and nothing where its next batch is larger.
     """
-    if subscription.broken:
-        return  # its connection went with the last loan's answer
+    if subscription.broken or subscription.lost is not None or subscription.error is not None:
+        return  # it ended with what the last loan brought
     last = subscription.end if end is None else min(subscription.end, end)
     if subscription.next < last and (amount := min(link.room_ahead, amount)):
         link.session.lend(subscription, amount, ahead=True)

@@ -119,6 +119,7 @@ def asking(link: Link, control: Control, expects: type[AnswerT]) -> Steps[Answer
     except BaseException:
         # Interrupted or cancelled, nobody waits for it: a later connection need not repeat it.
         call.fail(ConnectionLost("given up by its caller"))
+        link.session.forget(call)
         raise
 
 
@@ -126,6 +127,7 @@ def finishing(link: Link, call: Call[AnswerT]) -> Steps[AnswerT]:
     """The answer. After the client's timeout, reconnects included, the error is ``overdue``'s."""
     if not call.done and not (yield Wait(lambda: call.done, until(link.timeout))):
         call.fail(overdue(link, call))
+        link.session.forget(call)
     return call.get()
 
 

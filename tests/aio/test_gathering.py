@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import anyio.lowlevel
@@ -185,3 +186,57 @@ def test_without_an_answer_everybody_is_told_in_time(run: Run, peer: Peer, sent:
     told = run(main)
     expected = rlog.OutcomeUnknown if sent else rlog.ConnectionLost
     assert [type(told[n]) for n in range(2)] == [expected] * 2
+
+
+async def outage(client: Any, peer: Peer) -> None:
+    """The connection is lost, and does not come back."""
+    peer.close()
+    await client._transport._wait(Wait(lambda: not client._transport.session.greeted))
+
+
+def test_who_comes_late_in_an_outage_has_all_of_its_own_time(run: Run, peer: Peer) -> None:
+    async def main() -> float:
+        async with rlog.connect_async(peer.url, timeout=1.0) as client:
+            log = await client.log("l")
+            await outage(client, peer)
+            told: dict[int, Any] = {}
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(together, log, [b"0"], told.__setitem__)
+                await anyio.sleep(0.8)
+                began = monotonic()
+                with pytest.raises(rlog.ConnectionLost):
+                    await log.append(b"1")
+        return monotonic() - began
+
+    assert run(main) >= 1.0
+
+
+def test_an_outage_keeps_nothing_of_what_was_given_up(run: Run, peer: Peer) -> None:
+    async def main() -> None:
+        async with rlog.connect_async(peer.url, timeout=0.05) as client:
+            log = await client.log("l")
+            await outage(client, peer)
+            told: dict[int, Any] = {}
+            for _ in range(5):
+                await together(log, [bytes(100_000)] * 5, told.__setitem__)
+                assert [type(told[n]) for n in range(5)] == [rlog.ConnectionLost] * 5
+            transport = client._transport
+            assert len(transport._sealing) <= 1
+            assert not transport.session._calls
+            # Their numbers were not used: all went out under the same id, and would again.
+            [(_, sequence)] = client._append_ids._free
+            assert sequence == 0
+
+    run(main)
+
+
+def test_what_ended_for_good_says_so_at_once(run: Run, peer: Peer) -> None:
+    async def main() -> None:
+        async with rlog.connect_async(peer.url, timeout=None) as client:
+            log = await client.log("l")
+            client._transport.session.farewell = rlog.Unsupported("another protocol")
+            client._transport.session.lose("gone")
+            with anyio.fail_after(10), pytest.raises(rlog.Unsupported):
+                await log.append(b"v")
+
+    run(main)

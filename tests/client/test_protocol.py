@@ -83,6 +83,14 @@ def test_every_split_gives_the_same_messages(
     assert not made.midway
 
 
+@pytest.mark.parametrize("size", [10, 60_000, 200_000])
+def test_of_what_was_taken_nothing_is_kept(size: int) -> None:
+    made = connection()
+    for taken in (100_000, 1 << 20):
+        assert len(feed(made, stream([(protocol.Append(1), bytes(size))]), [taken])) == 1
+        assert (made._data, made._payload) == (b"", None)
+
+
 @given(st.sampled_from(REQUESTS), st.data())
 def test_a_changed_byte_is_refused_or_another_message(
     message: tuple[protocol.Control, bytes], data: st.DataObject

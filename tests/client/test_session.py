@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, cast
+
 import pytest
 
 from rlog_client import errors, protocol
@@ -18,6 +20,10 @@ from rlog_client.session import (
     Subscription,
     retry_seconds,
 )
+from rlog_client.source import lend_ahead
+
+if TYPE_CHECKING:
+    from rlog_client.steps import Link
 
 WELCOME = protocol.Welcome(PROTOCOL, "server", 1000, 5000, 1 << 20)
 
@@ -178,6 +184,77 @@ def test_a_loan_ahead_that_is_called_back_loses_nothing(following: int) -> None:
     chunks = [chunk.first for chunk in subscription.stock if isinstance(chunk, Chunk)]
     assert chunks == [4, 6, 8]
     assert bool(subscription.loan) is bool(following)
+
+
+class Linked:
+    """What ``lend_ahead`` wants of a client."""
+
+    room_ahead = 1000
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    def serve(self) -> None: ...
+
+
+def behind(session: Session) -> Subscription:
+    """A subscription with more in the log than its first loan brought."""
+    subscription = subscribed(session)
+    session.lend(subscription, 1000)
+    session.received(encode(subscription.loan, Settled(6, 9)))
+    session.outgoing.clear()
+    return subscription
+
+
+def test_more_is_asked_for_ahead_where_there_is_more() -> None:
+    session = greeted()
+    subscription = behind(session)
+    lend_ahead(cast("Link", Linked(session)), subscription, 1000, None)
+    assert subscription.ahead
+    assert subscription.loan == request_of(session.outgoing[-1])
+
+
+@pytest.mark.parametrize(
+    "ending", [protocol.Lost(7), protocol.error_control(errors.StorageFailed("EIO"))]
+)
+def test_nothing_is_asked_for_ahead_of_what_has_ended(ending: protocol.Control) -> None:
+    session = greeted()
+    subscription = behind(session)
+    session.lend(subscription, 1000)
+    loan = subscription.loan
+    session.received(encode(subscription.id, Records(6, "f", 0), 3) + b"abc")
+    session.received(encode(subscription.id, ending) + encode(loan, Settled(7, 9)))
+    session.outgoing.clear()
+    lend_ahead(cast("Link", Linked(session)), subscription, 1000, None)
+    assert not session.outgoing
+    assert not subscription.loan
+
+
+def test_an_interrupt_leaves_no_loan_that_somebody_would_wait_for() -> None:
+    session = greeted()
+    subscription = behind(session)
+
+    def interrupted(*_arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session, "_put_new", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            lend_ahead(cast("Link", Linked(session)), subscription, 1000, None)
+    assert not session.outgoing
+    assert not subscription.ahead, "else the next fetch waits for it"
+    session.lend(subscription, 1000)
+    assert subscription.loan == request_of(session.outgoing[-1])
+
+
+def test_without_a_connection_what_is_given_up_is_not_kept() -> None:
+    session = greeted()
+    session.lose("gone")
+    for _ in range(100):
+        _, call = session.start(Call(Done), protocol.Ping()), session._calls[session._request]
+        call.fail(errors.TimedOut("too late"))
+        session.forget(call)
+    assert not session._calls
 
 
 def test_a_lost_claim_settles_its_loan() -> None:

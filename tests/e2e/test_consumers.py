@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import rlog_client as rlog
+from rlog_client.session import Chunk
 
 from .serving import ROOT, Server, eventually
 
@@ -645,3 +646,29 @@ def test_a_clone_for_each_thread_works(client: rlog.Client, log: rlog.Log) -> No
     for number in range(6):
         mine = [int(i) for n, i in values if int(n) == number]
         assert mine == list(range(200))
+
+
+# --- what a handler that takes long costs ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_bytes", [1000, 100_000, 1 << 20])
+def test_while_a_record_is_worked_on_no_more_comes_than_was_asked_for(
+    client: rlog.Client, log: rlog.Log, batch_bytes: int
+) -> None:
+    with log.producer(batch_bytes=batch_bytes) as producer:
+        producer.extend([bytes(500)] * 16_000)
+    reader = log.reader(rlog.OLDEST)
+    while True:
+        next(reader)
+        subscription = reader._subscription
+        assert subscription is not None
+        if subscription.ahead:
+            break
+    room = client._transport.room_ahead
+    while subscription.loan:
+        client._transport.serve()
+    # What was ahead is behind what is still in stock.
+    came = sum(len(c.payload) for c in subscription.stock if isinstance(c, Chunk) and not c.at)
+    assert came <= room
+    assert bool(came) is (batch_bytes <= room), "what does not fit stays where it is"
+    assert len(list(log.reader(rlog.OLDEST, block=False))) == 16_000

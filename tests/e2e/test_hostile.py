@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import resource
 import socket
 import struct
@@ -328,6 +329,24 @@ async def test_drops_of_a_message_do_not_put_it_off(
         nursery.start_soon(drip)
         assert 29 < await lasted(stream) < 33
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("follows", ["nothing", "half of another"])
+async def test_what_came_while_the_server_stood_still_is_in_time(
+    timed: tuple[str, int], mock_clock: trio.testing.MockClock, follows: str
+) -> None:
+    whole = encode(2, Append(1), 100_000) + bytes(100_000)  # more than one receive takes
+    for _ in range(10):  # whose turn it is first is up to chance
+        async with await trio.open_tcp_stream(*timed) as stream:
+            stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+            await stream.send_all(HELLO + whole[:1000])
+            assert await stream.receive_some()
+            await trio.testing.wait_all_tasks_blocked()
+            rest = whole[1000:] + (b"" if follows == "nothing" else whole[:1000])
+            while rest:  # and no other task has a turn
+                rest = rest[os.write(stream.socket.fileno(), rest) :]
+            mock_clock.jump(31)
+            assert await stream.receive_some(), "it was cut"
 
 
 async def test_a_client_that_is_idle_is_never_cut(

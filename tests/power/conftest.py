@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,10 +20,11 @@ if TYPE_CHECKING:
 @pytest.fixture
 def begin_trial(tmp_path: Path, seed: int) -> Callable[[FileSystem], Trial]:
     """``begin_trial(file_system)``: a new disk. Skips where there is no such machine."""
+    seeds = count(seed)
 
     def begin(file_system: FileSystem) -> Trial:
         try:
-            return Trial(Machine(tmp_path, file_system), seed)
+            return Trial(Machine(tmp_path, file_system), next(seeds))
         except Unavailable as error:
             pytest.skip(str(error))
 

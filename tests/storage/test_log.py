@@ -86,6 +86,29 @@ def test_a_chunk_is_whole_batches_of_about_the_size_asked_for() -> None:
         assert chunk.next == max(wanted // size, 1) * 2
 
 
+def test_a_chunk_says_how_long_the_batch_behind_it_is_where_that_was_seen() -> None:
+    laid = Laid([100, 300])
+    first, second = map(len, laid.batches)
+    for wanted in range(1, first + second + 1):
+        chunk = laid.read(0, wanted)
+        assert isinstance(chunk, Chunk)
+        seen = first + HEADER_BYTES <= wanted < first + second
+        assert chunk.following == (second if seen else 0)
+
+
+@pytest.mark.parametrize("wait", [True, False])
+def test_a_strict_read_gives_nothing_larger_than_it_was_asked_for(wait: bool) -> None:
+    laid = Laid([100, 5000, 100])
+    for offset, raw, place in zip((0, 2, 4), laid.batches, laid.places, strict=True):
+        for wanted in (1, HEADER_BYTES, len(raw) - 1, len(raw)):
+            chunk = laid.files.read(
+                laid.extent, place.position, offset, wanted, strict=True, wait=wait
+            )
+            assert isinstance(chunk, Chunk)
+            assert bytes(chunk.data) == (raw if wanted == len(raw) else b"")
+            assert chunk.next == offset + (2 if chunk.data else 0)
+
+
 def test_a_read_goes_on_where_the_last_one_ended() -> None:
     laid = Laid([50, 5000, 1, 700, 90_000, 3])
     offset, position, got = 0, 0, b""
