@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from .segment import Damage, Extent
 
 OUT_BYTES_MAX: Final = 2 << 20  # what waits to be sent; beyond it nothing more is read or pushed
-WAITING_BYTES_MAX: Final = 16 << 20  # of appends that wait to be answered, per connection
+WAITING_BYTES_MAX: Final = 16 << 20  # of requests that wait to be answered, per connection
 WAITING_MAX: Final = 4096  # requests that wait to be answered, per connection
 SUBSCRIPTIONS_MAX: Final = 1024
 NAME_BYTES_MAX: Final = 255

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 DEFAULT_URL: Final = f"rlog://127.0.0.1:{DEFAULT_PORT}"
 RECEIVE_BYTES: Final = 64 * 1024
 AHEAD_BYTES: Final = 64 * 1024
-TEND_SECONDS: Final = 5e-6  # for each producer, between two looks at all of them
+TEND_SECONDS: Final = 5e-6  # between two looks at all producers, for each: so looking costs little
 _WAIT_SECONDS_MAX: Final = 86_400.0
 _PIECES_MAX: Final = 16  # buffers of one sendmsg
 # A host that stops acknowledging is found out within 15 s: 5 s of silence, two probes 5 s apart.

@@ -591,9 +591,11 @@ _MAKES_ROOM: Final = (
     facts.Parked, facts.Unparked,
 )  # fmt: skip
 
-SILENT_SECONDS: Final = 3600.0  # then a producer without a name is forgotten, or a client,
-HEARD_SECONDS: Final = 1.0  # and so much later: not every request is worth a note
-SILENT_MAX: Final = 1 << 16  # of which so many are remembered at all
+# Of producers without a name, and of clients, so many are remembered, each for so long after it was
+# heard. When that was is noted so often at most, and each is forgotten that much later.
+SILENT_MAX: Final = 1 << 16
+SILENT_SECONDS: Final = 3600.0
+HEARD_SECONDS: Final = 1.0
 _DROPS_MAX: Final = 8  # at one request
 _Who = TypeVar("_Who")
 
