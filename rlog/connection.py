@@ -109,7 +109,7 @@ class TaskHub(Hub):
                 if connection is not None:  # or another one has just ended it
                     self._attend(connection, connection.readable)
 
-    def _attend(self, connection: Connection, act: Callable[[], object]) -> None:
+    def _attend(self, connection: Connection, act: Callable[[], None]) -> None:
         """What fails in a connection, should it ever, ends that one alone."""
         try:
             act()
@@ -135,7 +135,13 @@ class TaskHub(Hub):
             if not self._late_at:
                 self._some_begun = trio.Event()
                 await self._some_begun.wait()
+            before = trio.current_time()
             await trio.sleep(LATE_SECONDS)
+            stood = trio.current_time() - before - LATE_SECONDS
+            if stood > LATE_SECONDS:
+                # It was this process that stood still, or its machine: that is no time of theirs.
+                for connection in self._late_at:
+                    self._late_at[connection] += stood
             for connection in list(filter(self.is_late, self._late_at)):
                 self._attend(connection, connection.late)
 
@@ -156,27 +162,21 @@ class Connection(Peer):
 
     # --- receiving ----------------------------------------------------------------------------
 
-    def readable(self) -> bool:
-        """Take some of what has arrived, and obey it. False: nothing has."""
+    def readable(self) -> None:
+        """Take some of what has arrived, and obey it."""
         try:
-            count = self._receive()
+            if self._receive():
+                self._go_on()
+            else:
+                self._end("closed by the client")
+        except ProtocolError as error:
+            self._misbehaved(error)
         except OSError as error:
             self._end(str(error))
-            return False
-        if count == 0:
-            self._end("closed by the client")
-        elif count is not None:
-            try:
-                self._go_on()
-            except ProtocolError as error:
-                self._misbehaved(error)
-        return bool(count)
 
     def late(self) -> None:
         """It has taken too long over a greeting, or over a message."""
-        # The loop may have stood still, not the peer: what has arrived since counts, all of it.
-        while self._tasks.is_late(self) and self.readable():
-            pass
+        self.readable()  # what has arrived, and not had its turn yet
         if self._tasks.is_late(self):
             reason = "too slow: no greeting, or half a message, for too long"
             logger.warning("%s: %s", self.address, reason)
@@ -225,19 +225,19 @@ class Connection(Peer):
         logger.debug("%s (%s) ended: %s", self.address, self.name, reason)
         self.close()
 
-    def _receive(self) -> int | None:
-        """Take some of what has arrived: bytes. 0: the peer has closed; None: nothing is there."""
+    def _receive(self) -> bool:
+        """Take some of what has arrived. False: that was all, the peer has closed."""
         room = self._protocol.room()
         try:
             if room is not None:
                 count = self._socket.recv_into(room)
                 self._protocol.filled(count)
-                return count
+                return count > 0
             data = self._socket.recv(RECEIVE_BYTES)
         except BlockingIOError:
-            return None
+            return True
         self._protocol.received(data)
-        return len(data)
+        return bool(data)
 
     # --- reading the disk ---------------------------------------------------------------------
 

@@ -30,8 +30,8 @@ Buffer = bytes | bytearray | memoryview
 
 
 class Chunk(NamedTuple):
-    """Whole batches, contiguous, the first of which holds the offset asked for; none where they
-    would be too large. ``next``: the offset after them; ``following``: how many bytes the batch
+    """Whole batches, contiguous, the first of which holds the offset asked for; none where that is
+    too large. ``next``: the offset after them; ``following``: how many bytes the batch
     there has, 0 where that was not seen.
     """
 
@@ -268,11 +268,11 @@ class LogFiles:
         offset: int,
         bytes_max: int,
         *,
-        strict: bool = False,
+        batch_max: int | None = None,
         wait: bool,
     ) -> Chunk | Damage | None:
         """Batches of ``extent`` from the one that holds ``offset``, of ``bytes_max`` bytes at most;
-        but at least one, whatever its size, unless ``strict``.
+        but at least one, unless that is larger than ``batch_max``.
 
         ``position``: where ``offset`` begins, if known. None is returned rather than waiting for
         the disk, unless ``wait``. OSError: the disk could not be read.
@@ -294,7 +294,7 @@ class LogFiles:
                 return Chunk(memoryview(data)[:end], at_end, position, want)
             if want <= count or len(data) < count:
                 break
-            if strict:
+            if batch_max is not None and want > batch_max:
                 return Chunk(memoryview(b""), offset, position, want)
             count = want  # a batch larger than what was asked for
         found = next(walk(file.read, extent, position, offset), None)

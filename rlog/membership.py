@@ -215,8 +215,7 @@ class Membership:
         elif (lot := self._dispatch.lot_of(offset)) is not None and lot.segment == segment:
             # Where the batch begins is where to read, also for a record in the midst of it.
             position, offset, size = lot.position, lot.base, lot.bytes
-        files = self.books.files[log.id]
-        read = Read(files, extent, position, offset, size, strict=False)
+        read = Read(self.books.files[log.id], extent, position, offset, size)
         self._reading = (read, why)
         return read
 

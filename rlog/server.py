@@ -63,13 +63,16 @@ class SyncThread:
         self._journal = journal
         self._numbers: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._token = trio.lowlevel.current_trio_token()
-        self._waited = (Outcome.UNKNOWN, 0.0)
+        self._waited: tuple[Outcome, float] | BaseException = (Outcome.UNKNOWN, 0.0)
         self._done = trio.Event()
 
     def run(self) -> None:
         """In the thread."""
         while (number := self._numbers.get()) is not None:
-            self._waited = timed_wait(self._journal, number)
+            try:
+                self._waited = timed_wait(self._journal, number)
+            except BaseException as error:
+                self._waited = error  # the loop's affair
             self._token.run_sync_soon(self._done.set)
 
     async def wait(self, number: int) -> tuple[Outcome, float]:
@@ -78,6 +81,8 @@ class SyncThread:
         self._numbers.put(number)
         with trio.CancelScope(shield=True):  # the disk does not stop, so neither do we
             await self._done.wait()
+        if isinstance(self._waited, BaseException):
+            raise self._waited
         return self._waited
 
     def end(self) -> None:
@@ -201,19 +206,21 @@ class Server(TaskHub):
         again = peer is not None and peer is self._latest
         self._alone = self._alone + 1 if again else 0
         self._latest = peer
+        sleeps_on = False
         try:
             if self._alone >= ALONE_MIN:
                 self._turn()
                 if self._flight is None and (not self.broker.waiting or self.driver.held):
-                    self._sleeper = sleeper
                     self._set_alarm()
+                    sleeps_on = True
         except BaseException as error:
             # What was decided may not have been written, and no connection is to blame: the drive
             # loop fails with it, and so does the server.
             self._broken = error
-        finally:
-            if self._sleeper is None:
-                trio.lowlevel.reschedule(sleeper)
+        if sleeps_on:
+            self._sleeper = sleeper
+        else:
+            trio.lowlevel.reschedule(sleeper)
 
     def _set_alarm(self) -> None:
         deadline = self.driver.deadline()

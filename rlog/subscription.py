@@ -39,7 +39,8 @@ class Outlet(Protocol):
 class Read(NamedTuple):
     """A read of one segment, to ``run`` with ``wait`` where waiting for the disk harms nobody.
 
-    ``strict``: what is larger than ``bytes_max`` is not wanted, not even a single batch.
+    ``batch_max``: a batch that is larger is not wanted, even if it is the first. ``loan``: the
+    request id of the loan that it is for.
     """
 
     files: LogFiles
@@ -47,12 +48,18 @@ class Read(NamedTuple):
     position: int | None
     offset: int
     bytes_max: int
-    strict: bool
+    batch_max: int | None = None
+    loan: int = 0
 
     def run(self, *, wait: bool) -> Chunk | Damage | None:
         """See ``LogFiles.read``. Raises OSError."""
         return self.files.read(
-            self.extent, self.position, self.offset, self.bytes_max, strict=self.strict, wait=wait
+            self.extent,
+            self.position,
+            self.offset,
+            self.bytes_max,
+            batch_max=self.batch_max,
+            wait=wait,
         )
 
 
@@ -165,12 +172,19 @@ class Subscription:
         extent = self.books.extent(log, self.offset)
         known = self._position if (extent.base, extent.generation) == self._segment else None
         files = self.books.files[log.id]
-        strict = self._ahead or self._sent
-        return Read(files, extent, known, self.offset, min(self._left, PUSH_BYTES), strict)
+        return Read(
+            files,
+            extent,
+            known,
+            self.offset,
+            min(self._left, PUSH_BYTES),
+            self._left if self._ahead or self._sent else None,
+            self._loan,
+        )
 
     def deliver(self, read: Read, found: Chunk | Damage | OSError) -> None:
-        """What came of a read. Dropped if the subscription has moved on since."""
-        if self._loan is None or self.offset != read.offset:
+        """What came of a read. Dropped if the subscription has moved on since, or was lent anew."""
+        if self._loan != read.loan or self.offset != read.offset:
             return
         file = path(self.log, read.extent.base, read.extent.generation)
         if isinstance(found, OSError):

@@ -17,7 +17,7 @@ from .errors import OutcomeUnknown
 from .producer import Columns, checked, receipt_at
 from .protocol import Append, Appended
 from .session import Call
-from .steps import Wait, overdue, until
+from .steps import Wait, give_up, overdue, until
 
 if TYPE_CHECKING:
     from .aio_transport import AsyncTransport, Waiter
@@ -31,11 +31,13 @@ LOT_SECONDS: Final = 0.01  # that one is open, while nothing can be written
 class Lot:
     """Records that go together. ``room``: for more, in bytes; ``full_at``: the moment from which
     none joins them; ``count``: how many there are, once it is sealed. ``waiter``: ends with the
-    answer of ``call``, or too late; ``lent``: its id is in use, and not given back yet.
+    answer of ``call``, or too late; ``waiting``: how many tasks wait for it. ``lent``: its id is in
+    use, and not given back yet.
     """
 
     __slots__ = (
         "call", "columns", "count", "full_at", "lent", "producer", "room", "sequence", "waiter",
+        "waiting",
     )  # fmt: skip
 
     def __init__(
@@ -49,6 +51,7 @@ class Lot:
         self.full_at = monotonic() + LOT_SECONDS
         self.call = call
         self.waiter = waiter
+        self.waiting = 0
         self.lent = True
 
     def takes(self, bound: int) -> bool:
@@ -81,7 +84,14 @@ class Gathering:
         lot.room -= bound
         index = len(lot.columns.values)
         lot.columns.add(item)
-        await lot.waiter.ended.wait()
+        lot.waiting += 1
+        try:
+            await lot.waiter.ended.wait()
+        except BaseException:
+            lot.waiting -= 1
+            if not lot.waiting:
+                self._give_up(lot)
+            raise
         return self._offset(lot, index)
 
     def _open(self, room: int) -> Lot:
@@ -103,6 +113,17 @@ class Gathering:
         lot.count = len(lot.columns.values)
         lot.columns = Columns()
         self._transport.session.start(lot.call, Append(self._log_id), payload)
+
+    def _give_up(self, lot: Lot) -> None:
+        """All who waited for it were cancelled: what was not sent yet is not sent any more."""
+        if self._lot is lot:
+            self._lot = None
+        if not lot.call.done:
+            give_up(self._transport, lot.call)
+            self._transport.ring()
+        if lot.lent and not lot.call.sent:
+            lot.lent = False
+            self._ids.give_back(lot.producer, lot.sequence + lot.count)
 
     def _offset(self, lot: Lot, index: int) -> int:
         call = lot.call

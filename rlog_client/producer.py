@@ -37,7 +37,7 @@ from .identity import IDLE_SECONDS, new_producer_id
 from .model import OFFSET_MAX, Bytes, Item, Level, Receipt, to_bytes, to_headers, to_time_ns
 from .protocol import Append, Appended
 from .session import Call
-from .steps import Wait, finishing, until
+from .steps import Wait, finishing, give_up, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -93,6 +93,9 @@ def appending(
         raise  # it may be on its way still
     except RlogError:
         ids.give_back(producer, following)
+        raise
+    except BaseException:
+        give_up(link, call)
         raise
     ids.give_back(producer, following)
     return appended

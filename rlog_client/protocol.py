@@ -24,13 +24,13 @@ from __future__ import annotations
 from enum import IntEnum
 from struct import Struct as Layout
 from types import GenericAlias
-from typing import Any, ClassVar, Final, Literal, NamedTuple, TypeAlias, TypeVar, cast
+from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple, TypeAlias, TypeVar, cast
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from .errors import InvalidRequest, RlogError, TooLarge, Unsupported, from_wire
-from .model import CursorInfo, LogInfo, Whence
+from .model import OFFSET_MAX, CursorInfo, LogInfo, Whence
 
 PROTOCOL: Final = 1
 DEFAULT_PORT: Final = 7171
@@ -659,12 +659,15 @@ class Counted(Control):
 
 
 class ProducerOpened(Control):
-    """``last_sequence``: the last one accepted under this name, -1 for none."""
+    """``last_sequence``: the last one accepted under this name, -1 for none.
+
+    These go into the headers of batches, and have to fit there.
+    """
 
     kind: ClassVar[int] = 79
-    producer: int
-    epoch: int
-    last_sequence: int
+    producer: Annotated[int, Meta(ge=0)]  # (what is 2**64 or more, msgpack does not have)
+    epoch: Annotated[int, Meta(ge=0, le=2**32 - 1)]
+    last_sequence: Annotated[int, Meta(ge=-1, le=OFFSET_MAX)]
 
 
 class Transacted(Control):
@@ -763,6 +766,10 @@ class Assigned(Control):
     failed: list[int] = []
     redriven: list[int] = []
     forget: list[int] = []
+
+    def __post_init__(self) -> None:
+        if len(self.failed) % 2:
+            raise ValueError("an offset without its failed attempts")
 
 
 class Standing(Control):

@@ -69,6 +69,7 @@ from .protocol import (
     Standing,
     Subscribe,
     Transact,
+    Transacted,
     TrimLog,
     Unsubscribe,
     Welcome,
@@ -279,6 +280,13 @@ class Subscription:
         self.standing: Standing | None = None
         self.lost: Lost | None = None
         self.error: RlogError | None = None
+
+
+def _fits(answer: Control, asked: Control | None) -> bool:
+    """It says as much as was asked for."""
+    if isinstance(answer, Transacted) and isinstance(asked, Transact):
+        return len(answer.appends) == len(asked.appends)
+    return True
 
 
 class Transactions:
@@ -614,7 +622,7 @@ class Session:
             self._refused(request, call, raised(control))
         elif call is None:
             return  # the answer to an Unsubscribe
-        elif not isinstance(control, call.expects):
+        elif not isinstance(control, call.expects) or not _fits(control, call.control):
             raise ProtocolError(f"{type(control).__name__} does not answer request {request}")
         elif isinstance(control, Welcome):
             self._welcomed(call, control)

@@ -117,10 +117,14 @@ def asking(link: Link, control: Control, expects: type[AnswerT]) -> Steps[Answer
     try:
         return (yield from finishing(link, call))
     except BaseException:
-        # Interrupted or cancelled, nobody waits for it: a later connection need not repeat it.
-        call.fail(ConnectionLost("given up by its caller"))
-        link.session.forget(call)
+        give_up(link, call)
         raise
+
+
+def give_up(link: Link, call: Call[Any]) -> None:
+    """Interrupted or cancelled, nobody waits for it: a later connection need not repeat it."""
+    call.fail(ConnectionLost("given up by its caller"))
+    link.session.forget(call)
 
 
 def finishing(link: Link, call: Call[AnswerT]) -> Steps[AnswerT]:

@@ -167,7 +167,7 @@ class Batches:
             self._subscribe()
         elif subscription.error is not None:
             raise subscription.error
-        else:
+        elif subscription.stock:
             lend_ahead(transport, subscription, LOAN_BYTES, self.end)
 
     def _next(self) -> Batch | None:

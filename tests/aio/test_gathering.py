@@ -10,7 +10,7 @@ import anyio.lowlevel
 import pytest
 
 import rlog_client as rlog
-from rlog_client import protocol
+from rlog_client import gathering, protocol
 from rlog_client.steps import Wait
 
 if TYPE_CHECKING:
@@ -211,21 +211,47 @@ def test_who_comes_late_in_an_outage_has_all_of_its_own_time(run: Run, peer: Pee
     assert run(main) >= 1.0
 
 
-def test_an_outage_keeps_nothing_of_what_was_given_up(run: Run, peer: Peer) -> None:
+def test_an_outage_keeps_nothing_of_what_was_given_up(
+    run: Run, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gathering, "LOT_SECONDS", 60.0)
+
     async def main() -> None:
-        async with rlog.connect_async(peer.url, timeout=0.05) as client:
+        async with rlog.connect_async(peer.url) as client:
             log = await client.log("l")
             await outage(client, peer)
+            transport = client._transport
+            transport.timeout = 0.05
             told: dict[int, Any] = {}
             for _ in range(5):
                 await together(log, [bytes(100_000)] * 5, told.__setitem__)
                 assert [type(told[n]) for n in range(5)] == [rlog.ConnectionLost] * 5
-            transport = client._transport
             assert len(transport._sealing) <= 1
             assert not transport.session._calls
-            # Their numbers were not used: all went out under the same id, and would again.
+            # Their numbers were not used: all were to go out under the same id, and still can.
             [(_, sequence)] = client._append_ids._free
             assert sequence == 0
+
+    run(main)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 60.0])
+def test_what_everybody_was_cancelled_in_an_outage_is_not_appended_after_it(
+    run: Run, peer: Peer, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    monkeypatch.setattr(gathering, "LOT_SECONDS", seconds)
+
+    async def main() -> None:
+        async with rlog.connect_async(peer.url) as client:
+            log = await client.log("l")
+            await outage(client, peer)
+            for _ in range(20):
+                with anyio.move_on_after(0.01) as scope:
+                    await log.append(bytes(10_000))
+                assert scope.cancelled_caught
+            transport = client._transport
+            assert not transport.session._calls
+            await transport._wait(Wait(lambda: len(transport._waiters) == 1))  # this one
 
     run(main)
 

@@ -91,6 +91,43 @@ def test_a_late_answer_to_what_was_given_up_is_dropped() -> None:
         call.get()
 
 
+@pytest.mark.parametrize(
+    ("producer", "epoch", "last"),
+    [(-1, 0, -1), (0, -1, -1), (0, 1 << 32, -1), (0, 0, -2), (0, 0, 1 << 63)],
+)
+def test_an_identity_that_fits_no_batch_ends_the_connection(
+    producer: int, epoch: int, last: int
+) -> None:
+    session = greeted()
+    session.start(Call(protocol.ProducerOpened), protocol.OpenProducer(1, 7, "etl"))
+    request = request_of(session.outgoing[-1])
+    with pytest.raises(protocol.ProtocolError):
+        session.received(encode(request, protocol.ProducerOpened(producer, epoch, last)))
+
+
+@pytest.mark.parametrize("appends", [[], [(0, 1), (5, 6)]])
+def test_a_transaction_that_is_answered_for_another_number_of_logs_ends_the_connection(
+    appends: list[tuple[int, int]],
+) -> None:
+    session = greeted()
+    asked = protocol.Transact(1, 1, [protocol.LogBatch(1, 100)])
+    session.start(Call(protocol.Transacted, append=(1, 1)), asked)
+    request = request_of(session.outgoing[-1])
+    with pytest.raises(protocol.ProtocolError):
+        session.received(encode(request, protocol.Transacted(appends, 0, True)))
+
+
+def test_attempts_without_an_offset_end_the_connection() -> None:
+    session = greeted()
+    subscription = subscribed(session)
+    subscription.shared = True
+    good, bad = protocol.Assigned([4], [4, 1]), protocol.Assigned([4], [4, 1])
+    session.received(encode(subscription.id, good))
+    bad.failed.append(5)
+    with pytest.raises(protocol.ProtocolError):
+        session.received(encode(subscription.id, bad))
+
+
 def test_an_answer_of_another_kind_ends_the_connection() -> None:
     session = greeted()
     request, _ = ask(session)

@@ -65,11 +65,13 @@ def test_a_turn_that_fails_ends_the_server(
     else:
         breaking = Breaking(Driver.finish, error)
         monkeypatch.setattr(Driver, "finish", lambda *arguments: breaking(*arguments))
+    # However slow the disk is just now, it is waited for here, in the turn, and not in the thread.
+    monkeypatch.setattr(Server, "_inline", lambda _server, _flight: True)
     acknowledged: list[int] = []
     failed: list[BaseException] = []
 
     async def append(server: Server) -> None:
-        async with rlog.connect_async(server.urls[0], timeout=1.0) as client:
+        async with rlog.connect_async(server.urls[0], timeout=5.0) as client:
             log = await client.log("a", create=True)
             for _ in range(RECORDS):
                 acknowledged.append(await log.append(b"v"))
@@ -103,3 +105,27 @@ def test_a_turn_that_fails_ends_the_server(
         return [log.end for log in opened(tmp_path).broker.books.state.logs.values()]
 
     assert trio.run(ends) == [RECORDS + unacknowledged]
+
+
+def test_so_does_one_that_fails_at_its_very_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Server, "_inline", lambda _server, _flight: True)
+
+    async def main() -> None:
+        server = Server(opened(tmp_path))
+        breaking = Breaking(server._set_alarm, MemoryError("none left"))
+        monkeypatch.setattr(server, "_set_alarm", breaking)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(server.run, [Listen("127.0.0.1:0").bind()])
+            async with rlog.connect_async(server.urls[0], timeout=5.0) as client:
+                log = await client.log("a", create=True)
+                for _ in range(RECORDS):
+                    await log.append(b"v")
+                breaking.armed = True
+                await log.append(b"the last")
+                await trio.sleep_forever()
+
+    with pytest.raises(BaseExceptionGroup) as raised:
+        trio.run(main)
+    assert raised.value.subgroup(MemoryError) is not None

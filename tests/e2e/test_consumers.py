@@ -14,12 +14,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import rlog_client as rlog
+from rlog.cli.wire import Batches
 from rlog_client.session import Chunk
+from rlog_client.source import lend_ahead
+from rlog_client.transport import SocketTransport
 
 from .serving import ROOT, Server, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from rlog_client.session import Subscription
+    from rlog_client.steps import Link
 
 WHO: list[Any] = ["c", rlog.GLOBAL]
 both = pytest.mark.parametrize("who", WHO, ids=["an ID", "GLOBAL"])
@@ -653,22 +659,47 @@ def test_a_clone_for_each_thread_works(client: rlog.Client, log: rlog.Log) -> No
 
 @pytest.mark.parametrize("batch_bytes", [1000, 100_000, 1 << 20])
 def test_while_a_record_is_worked_on_no_more_comes_than_was_asked_for(
-    client: rlog.Client, log: rlog.Log, batch_bytes: int
+    client: rlog.Client, log: rlog.Log, batch_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    room = 64 * 1024
+    monkeypatch.setattr(SocketTransport, "room_ahead", room)
+    lent = 0
+
+    def lend(link: Link, subscription: Subscription, *more: Any) -> None:
+        nonlocal lent
+        stocked = len(subscription.stock)
+        lend_ahead(link, subscription, *more)
+        lent += bool(subscription.loan)
+        while subscription.loan:
+            client._transport.serve()
+        came = list(subscription.stock)[stocked:]
+        size = sum(len(chunk.payload) for chunk in came if isinstance(chunk, Chunk))
+        assert size <= room
+        assert bool(came) or batch_bytes > room or subscription.next == subscription.end
+        assert not came or batch_bytes <= room, "what does not fit stays where it is"
+
     with log.producer(batch_bytes=batch_bytes) as producer:
         producer.extend([bytes(500)] * 16_000)
-    reader = log.reader(rlog.OLDEST)
-    while True:
-        next(reader)
-        subscription = reader._subscription
-        assert subscription is not None
-        if subscription.ahead:
-            break
-    room = client._transport.room_ahead
-    while subscription.loan:
-        client._transport.serve()
-    # What was ahead is behind what is still in stock.
-    came = sum(len(c.payload) for c in subscription.stock if isinstance(c, Chunk) and not c.at)
-    assert came <= room
-    assert bool(came) is (batch_bytes <= room), "what does not fit stays where it is"
+    monkeypatch.setattr("rlog_client.source.lend_ahead", lend)
     assert len(list(log.reader(rlog.OLDEST, block=False))) == 16_000
+    assert lent
+
+
+def test_batches_that_do_not_fit_ahead_are_read_all_the_same(
+    log: rlog.Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SocketTransport, "room_ahead", 64 * 1024)
+    with log.producer() as producer:
+        producer.extend([bytes(500)] * 16_000)  # into batches of 1 MiB
+    fetches = 0
+    fetch = Batches._fetch
+
+    def counted(batches: Batches) -> None:
+        nonlocal fetches
+        fetches += 1
+        fetch(batches)
+
+    monkeypatch.setattr(Batches, "_fetch", counted)
+    counts = [batch.header.count for batch in Batches(log, 0)]
+    assert sum(counts) == 16_000
+    assert fetches <= 2 * len(counts), "it goes round and round"

@@ -26,6 +26,7 @@ from rlog_client.errors import InvalidRequest
 from tests.storage.build import flip
 from tests.storage.explore import Payloads, live
 from tests.storage.history import ABSENT, History
+from tests.storage.outlet import Outlet
 from tests.storage.server import ROLL, Server
 from tests.storage.simdisk import Choice, Fill, SimDisk, choices
 from tests.storage.workloads import compacting
@@ -425,26 +426,6 @@ def test_nothing_is_absent_before_what_superseded_it_can_be_seen() -> None:
     for records in seen:
         assert ABSENT not in records or len(records) == 5
     assert ABSENT in seen[-1]
-
-
-class Outlet:
-    """Notes what a reader is told."""
-
-    def ask(self, control: protocol.Control) -> None:
-        raise AssertionError("readers ask for nothing")
-
-    def wake(self) -> None:
-        raise AssertionError("readers let nobody have anything")
-
-    def __init__(self) -> None:
-        self.told: list[protocol.Control] = []
-        self.data = b""
-
-    def answer(
-        self, request: int, control: protocol.Control, payload: bytes | memoryview = b""
-    ) -> None:
-        self.told.append(control)
-        self.data += payload
 
 
 def offsets_in(data: bytes, begin: int) -> list[int]:
