@@ -724,8 +724,10 @@ class Dispatch:
         if key is None:
             return False
         line = self._lines[key]
-        runs_before = line.runs and line.runs[0][0] < offset and offset not in self._redriven
-        if line.out == 1 and not runs_before:
+        runs_before = line.runs and line.runs[0][0] < offset
+        again_before = line.again and line.again[0] < offset
+        is_before = (runs_before or again_before) and offset not in self._redriven
+        if line.out == 1 and not is_before:
             return False
         self._put_behind(line, offset)
         self._release(offset)
