@@ -28,9 +28,9 @@ class Field:
     and the others go on; only rlog may not.
     """
 
-    def __init__(self, bench: Bench) -> None:
+    def __init__(self, bench: Bench, peers: Sequence[Peer] = ()) -> None:
         self.bench = bench
-        self._peers: list[Peer] = []
+        self._peers = list(peers)
 
     def __iter__(self) -> Iterator[Peer]:
         return iter(self._peers.copy())
@@ -53,8 +53,8 @@ class Field:
                 except Exception as error:
                     if kind is Rlog:
                         raise
-                    why = str(error) if isinstance(error, Missing) else repr(error)
-                    bench.note(f"{kind.name} is left out: {why}")
+                    why = "" if isinstance(error, Missing) else f"{type(error).__name__}: "
+                    bench.note(f"{kind.name} is left out: {why}{error}")
                     continue
                 bench.note(f"{kind.name}: {kind.means[durability]}; {peer.server}; {peer.client}")
                 field._peers.append(peer)
@@ -77,7 +77,7 @@ class Field:
             if isinstance(peer, Rlog):
                 raise
             self._peers.remove(peer)
-            said = " ".join(f"{error!r}".split())
+            said = " ".join(f"{type(error).__name__}: {error}".split())
             self.bench.note(f"{peer.name} failed, and is left out from here on: {said}")
 
     def rounds(self, works: Sequence[tuple[Peer, Callable[[], None]]]) -> Conditions:

@@ -10,7 +10,7 @@ from .peers.jetstream import JetStream
 from .peers.redis_streams import Redis
 from .peers.rlog_server import Rlog
 from .rows import best_of, equal_of, ratios
-from .singles import CONNECTIONS, IN_FLIGHT, RAW, TASKS
+from .singles import BLOCKING, CONNECTIONS, IN_FLIGHT, RAW, TASKS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -25,7 +25,7 @@ BULK: Final = {
 BULK_CALL: Final = 4_500_000
 # How many times redis-py's, or redis.asyncio's, by kind and number of clients.
 SINGLE: Final = {
-    ("blocking client", 1): 1.1,
+    (BLOCKING, 1): 1.1,
     ("threads", 16): 2.0,
     ("threads", 128): 2.0,
     (TASKS, IN_FLIGHT): 6.0,

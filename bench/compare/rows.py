@@ -56,7 +56,12 @@ class Single(NamedTuple):
 
     @property
     def label(self) -> str:
-        return f"{self.peer}: {self.clients} {self.mode}"
+        return f"{self.peer}: {self.load}"
+
+    @property
+    def load(self) -> str:
+        """ "1 connection", "16 threads"."""
+        return f"{self.clients} {self.mode.removesuffix('s') if self.clients == 1 else self.mode}"
 
     @property
     def figures(self) -> list[float]:

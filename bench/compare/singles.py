@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     _Run = Callable[[int, Callable[[], object]], load.Taken]
 
 IN_FLIGHT: Final = 128
+BLOCKING: Final = "blocking client"
+ASYNCIO: Final = "asyncio client"
 TASKS: Final = "in flight, one asyncio process"
 CONNECTIONS: Final = "connections"
 RAW: Final = "raw sockets, one epoll loop"
@@ -60,9 +62,9 @@ def singles(field: Field, record: bytes) -> list[Single]:
     for clients in some:
         for peer in field:
             if peer.blocking:
-                add(peer, "threads" if clients > 1 else "blocking client", clients, load.threads)
+                add(peer, "threads" if clients > 1 else BLOCKING, clients, load.threads)
             elif clients == 1:
-                add(peer, "asyncio client", 1, load.tasks)
+                add(peer, ASYNCIO, 1, load.tasks)
     for clients in filter((1).__lt__, some):
         for peer in field:
             if peer.processes:
@@ -143,6 +145,9 @@ def _redis_benchmark(
 def _report(field: Field, title: str, rows: list[Single], conditions: Conditions) -> list[Single]:
     rows = field.whole(rows)
     ours = {(row.mode, row.clients): row for row in rows if row.peer == Rlog.name}
+    # One client is one client, where there is no blocking one.
+    if (BLOCKING, 1) in ours:
+        ours[ASYNCIO, 1] = ours[BLOCKING, 1]
     shown, report = [], []
     for row in rows:
         mine = ours.get((row.mode, row.clients))
@@ -155,7 +160,7 @@ def _report(field: Field, title: str, rows: list[Single], conditions: Conditions
                 ranged(against),
             ]
         )  # fmt: skip
-        report.append({**row._asdict(), "label": row.label, "ratios": against})
+        report.append({**row._asdict(), "label": row.label, "load": row.load, "ratios": against})
     show(
         f"{title}, {SYNCED}", conditions,
         ("", "client", "an ack.", "a sync", "a commit", "appends/s", "p50 µs", "p99 µs",
@@ -200,7 +205,8 @@ def pings(field: Field, column: list[bytes]) -> None:
             for clients in clients_of(bench):
                 driven = partial(_driven, peer, clients, column[0])
                 work = partial(driven, _count(bench, driven, clients), lambda: None)
-                beside(peer, f"single appends, {clients} connections", work)
+                load_ = Single.of(peer, RAW, CONNECTIONS, clients).load
+                beside(peer, f"single appends, {load_}", work)
     conditions = field.rounds(works)
     rows = [
         (name, *figures) for name, figures in found.items()

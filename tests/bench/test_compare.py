@@ -130,9 +130,8 @@ def row(peer: str, *figures: float, **way: Any) -> Row:
 
 def test_a_peer_that_fails_is_left_out_with_its_rows_and_the_others_go_on() -> None:
     bench = OneRound(2)
-    field = Field(cast("Bench", bench))
     peers = [Namespace(name="frail"), Namespace(name="sound")]
-    field._peers = cast("list[Peer]", peers.copy())
+    field = Field(cast("Bench", bench), cast("list[Peer]", peers))
     rows = [row("frail"), row("sound")]
 
     def turn(row: Row) -> None:
@@ -145,7 +144,7 @@ def test_a_peer_that_fails_is_left_out_with_its_rows_and_the_others_go_on() -> N
     assert field.whole(rows) == [rows[1]]
     assert [peer.name for peer in field] == ["sound"]
     assert bench.notes == [
-        "frail failed, and is left out from here on: ValueError('its server is gone')"
+        "frail failed, and is left out from here on: ValueError: its server is gone"
     ]
 
 
