@@ -106,7 +106,7 @@ def on(backend: str, url: str, work: Work) -> float:
 def main() -> None:
     question = "How many records a second does the async client append and consume?"
     options = (
-        ("mib", 256, "of a case in bulk"),
+        ("mib", 96, "of a case in bulk"),
         ("appends", 8000, "of one task, one after the other; of 100, ten times as many"),
     )
     with Bench(question, 5, *options) as bench, Server(bench.directory()) as server:

@@ -137,7 +137,7 @@ class Clock:
 
     def others(self) -> float:
         """Processors that others used, on average."""
-        return max(0.0, self._others / self._seconds)
+        return max(0.0, self._others / self._seconds) if self._seconds else 0.0
 
     @staticmethod
     def _used() -> float:

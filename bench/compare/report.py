@@ -170,7 +170,7 @@ class Report:
         rows = (
             [
                 row["label"], row["client"], "1", row["per_sync"], "–",
-                readable(median(row["rate"])),
+                readable(median(row["samples"])), readable(median(row["rate"])),
                 *(latency(row[name], row["samples"], SHARES[name]) for name in SHARES),
                 f"{median(row['cpu']):.2f}" if row["cpu"] else "",
                 ranged(row["ratios"]),
@@ -179,7 +179,7 @@ class Report:
         )  # fmt: skip
         head = (
             "one append at a time, synced", "client", "per acknowledgement", "per sync",
-            "per commit", "appends/s", "p50 µs", "p99 µs", "p99.9 µs",
+            "per commit", "appends a round", "appends/s", "p50 µs", "p99 µs", "p99.9 µs",
             "server's CPU s per 100,000", "rlog ÷ it",
         )  # fmt: skip
         return grid(head, rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from statistics import median
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ..harness import percentile, readable, samples_for
 from .peers.peer import SYNCED
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .load import Taken
     from .peers.peer import Peer, Way
 
-SHARES = {"p50": 0.5, "p99": 0.99, "p999": 0.999}
+SHARES: Final = {"p50": 0.5, "p99": 0.99, "p999": 0.999}
 
 
 class Row(NamedTuple):
