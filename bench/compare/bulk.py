@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING, Final
 
-from ..harness import readable, seconds_of
+from ..harness import readable
 from ..machine import MIB
 from .peers.rlog_server import Rlog
 from .rows import Row, best_of, equal_of, one_batch_of, per_sync, ranged, ratios, show
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 BATCH: Final = 1000
 OVERHEAD: Final = 24  # bytes of a record that some protocol adds, in messages of at most 1 MiB
 TRY_BATCHES: Final = 5
-FILL_FACTOR: Final = 2  # what is to be consumed is what it appends in so many cases' time
 
 
 def size_of(column: list[bytes]) -> int:
@@ -74,12 +72,13 @@ def _turn(run: Callable[[], float], row: Row) -> None:
 
 
 def tried(bench: Bench, run: Callable[[Sequence[bytes]], float], column: list[bytes]) -> int:
-    """How many records it appends in a case's time; if possible, tens of batches."""
+    """How many records ``run`` does in a case's time; if possible, tens of batches."""
     batch, seconds = batch_of(column), bench.options.seconds
     most = max(batch, _most(bench, column))
     count = min(most, TRY_BATCHES * batch)
     while True:
-        took = run(stretched(column, count))
+        records = stretched(column, count)
+        took = min(run(records), run(records))  # one that is held up is not to make it few
         wanted = min(most, int(count / took * seconds))
         if took > seconds / 5 or wanted <= 2 * count:
             unit = 10 * batch if wanted >= 10 * batch else batch
@@ -93,14 +92,15 @@ def _most(bench: Bench, column: list[bytes]) -> int:
 
 
 def _filled(bench: Bench, peer: Peer, column: list[bytes]) -> int:
-    """Have it hold so many records."""
-    batch = batch_of(column)
-    count = TRY_BATCHES * batch
-    seconds = seconds_of(partial(peer.fill, stretched(column, count)))
-    wanted = int(count / seconds * bench.options.seconds * FILL_FACTOR)
-    count = max(batch, min(wanted, _most(bench, column)) // batch * batch)
+    """Have it hold as many records as its first way consumes in a case's time."""
+    first = peer.consumes(batch_of(column))[0]
+
+    def consumed(records: Sequence[bytes]) -> float:
+        peer.fill(records)
+        return float(first.run(len(records)))
+
+    count = tried(bench, consumed, column)
     peer.fill(stretched(column, count))
-    os.sync()
     return count
 
 
