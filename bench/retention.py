@@ -44,7 +44,7 @@ def altered(
     def run() -> float:
         for log in logs:
             log.alter(**options)
-        time.sleep(2.0)  # for what is due at once
+        time.sleep(min(2.0, seconds))  # for what is due at once
         return idle(server, seconds)
 
     return run
