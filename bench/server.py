@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
@@ -17,7 +18,7 @@ import rlog_client
 from .machine import below
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 RLOG: Final = str(Path(sys.executable).with_name("rlog"))
 _START_SECONDS: Final = 60.0
@@ -32,6 +33,29 @@ def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port: int = probe.getsockname()[1]
         return port
+
+
+@contextlib.contextmanager
+def held_back() -> Iterator[None]:
+    """SIGINT and SIGTERM come when the block is over: in the middle of its start, a process is
+    known to nobody who could end it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # where no signal comes
+        return
+    came: list[int] = []
+
+    def later(number: int, _frame: object) -> None:
+        came.append(number)
+
+    before = {number: signal.signal(number, later) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for came_number in came:
+            signal.raise_signal(came_number)
 
 
 class Daemon:
@@ -50,16 +74,24 @@ class Daemon:
     ) -> None:
         self._stop = stop
         self._said = directory.with_name(f"{directory.name}.server-log")
-        with self._said.open("ab") as output:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                env=os.environ | (environment or {}),
-                start_new_session=True,
-            )
-        self.pid = self._process.pid
+        process = None
+        try:
+            with held_back(), self._said.open("ab") as output:
+                process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    env=os.environ | (environment or {}),
+                    start_new_session=True,
+                )
+        except BaseException:
+            if process is not None:
+                process.kill()
+                process.wait()
+            raise
+        self._process = process
+        self.pid = process.pid
 
     def wait_for(self, ready: Callable[[], object], *errors: type[Exception]) -> None:
         """Until ``ready`` raises none of ``errors``; what fails to start does not stay."""

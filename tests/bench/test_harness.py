@@ -23,7 +23,7 @@ from bench.harness import (
     verdict,
 )
 from bench.machine import Clock, evict
-from bench.server import Daemon, DidNotStart
+from bench.server import Daemon, DidNotStart, held_back
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -211,3 +211,19 @@ def test_a_daemon_does_not_stay_when_waiting_for_it_is_interrupted(tmp_path: Pat
     with pytest.raises(KeyboardInterrupt):
         daemon.wait_for(interrupted, OSError)
     assert not daemon.alive
+
+
+def test_an_interrupt_in_the_middle_of_a_start_comes_when_the_process_is_known() -> None:
+    known = False
+
+    def start() -> None:
+        nonlocal known
+        with held_back():
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+            known = True
+
+    with pytest.raises(KeyboardInterrupt):
+        start()
+    assert known
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -5,6 +5,7 @@ What it measures then means nothing: no figure is looked at.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -60,6 +61,15 @@ def test_a_bench_runs_to_its_end_and_judges_its_goals(name: str, tmp_path: Path)
     assert not list(tmp_path.glob("rlog-bench-*")), "it leaves nothing behind"
 
 
+def running(word: str) -> list[str]:
+    """The command lines that have it."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            found.append(path.read_text())
+    return [line for line in found if word in line]
+
+
 def test_ending_it_ends_the_bench_that_runs_and_its_servers(tmp_path: Path) -> None:
     places = ("--dir", str(tmp_path), "--json", str(tmp_path))
     options = ("--warm", "0", "--rounds", "1000", "--mib", "1")
@@ -76,6 +86,7 @@ def test_ending_it_ends_the_bench_that_runs_and_its_servers(tmp_path: Path) -> N
     process.send_signal(signal.SIGTERM)
     assert process.wait(60.0) == 143
     assert not list(tmp_path.glob("rlog-bench-*")), "it leaves nothing behind"
+    assert not running(str(tmp_path))
     assert "ended early" in json.loads((tmp_path / "consume.json").read_text())
     assert not (tmp_path / "limits.json").exists(), "nor does it go on with the next"
 
