@@ -42,7 +42,8 @@ demo: $(INSTALLED)
 
 demo: export DEMO_FILE := $(value FILE)
 
-# What rlog is compared with is installed, as far as it can be; the rest is left out.
+# What rlog is compared with is installed, as far as it can be; the rest is left out. A whole comparison
+# replaces what is in bench/results; the README is only written by bench.compare.report --readme.
 bench: $(INSTALLED)
 	@scripts/peers install || true
 	@$(VENV)/bin/python -m bench $(ARGS)

@@ -10,7 +10,9 @@ import anyio
 
 import rlog_client as rlog
 
-from .harness import MIB, Bench, Case, Server, values
+from .harness import Bench, case, fill, values
+from .machine import MIB
+from .server import Server
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -18,49 +20,40 @@ if TYPE_CHECKING:
     Work = Callable[[rlog.AsyncClient], Awaitable[float]]
 
 SIZE: Final = 100  # bytes of a value
-BYTES: Final = 64 * MIB  # of a case
-APPENDS: Final = 4000
 COMMIT_EVERY: Final = 10_000
 BACKENDS: Final = ("asyncio", "trio")
 
 
-async def send(client: rlog.AsyncClient) -> float:
+async def send(count: int, client: rlog.AsyncClient) -> float:
     log = await client.log("bench-send", create=True)
     column = values(SIZE)
-    times = BYTES // SIZE // len(column)
     async with log.producer() as producer:
         began = time.perf_counter()
-        for _ in range(times):
-            for value in column:
-                await producer.send(value)
+        for number in range(count):
+            await producer.send(column[number % len(column)])
         await producer.flush()
         seconds = time.perf_counter() - began
     await log.delete()
-    return times * len(column) / seconds
+    return count / seconds
 
 
-async def append(tasks: int, client: rlog.AsyncClient) -> float:
+async def append(tasks: int, count: int, client: rlog.AsyncClient) -> float:
     log = await client.log("bench-append", create=True)
     value = bytes(SIZE)
 
     async def appender() -> None:
-        for _ in range(APPENDS // tasks):
+        for _ in range(count // tasks):
             await log.append(value)
 
+    for _ in range(tasks):  # so that what runs is warm
+        await log.append(value)
     began = time.perf_counter()
     async with anyio.create_task_group() as group:
         for _ in range(tasks):
             group.start_soon(appender)
     seconds = time.perf_counter() - began
     await log.delete()
-    return APPENDS / seconds
-
-
-def fill(url: str) -> None:
-    with rlog.connect(url) as client, client.log("bench", create=True).producer() as producer:
-        column = values(SIZE)
-        for _ in range(BYTES // SIZE // len(column)):
-            producer.extend(column)
+    return count // tasks * tasks / seconds
 
 
 async def read(client: rlog.AsyncClient) -> float:
@@ -102,31 +95,38 @@ async def process(client: rlog.AsyncClient) -> float:
     return count / seconds
 
 
-def case(name: str, url: str, backend: str, work: Work) -> Case:
+def on(backend: str, url: str, work: Work) -> float:
     async def main() -> float:
         async with rlog.connect_async(url) as client:
             return await work(client)
 
-    return Case(f"{name}, {backend}", lambda: anyio.run(main, backend=backend))
+    return anyio.run(main, backend=backend)
 
 
 def main() -> None:
     question = "How many records a second does the async client append and consume?"
-    with Bench(question, 5) as bench, Server(bench.directory()) as server:
-        fill(server.url)
+    options = (
+        ("mib", 96, "of a case in bulk"),
+        ("appends", 8000, "of one task, one after the other; of 100, ten times as many"),
+    )
+    with Bench(question, 5, *options) as bench, Server(bench.directory()) as server:
+        count, appends = bench.options.mib * MIB // SIZE, bench.options.appends
+        with rlog.connect(server.url) as client:
+            fill(client.log("bench", create=True), SIZE, count)
         works: dict[str, Work] = {
-            "send, one task": send,
-            "append, one task": partial(append, 1),
-            "append, 100 tasks": partial(append, 100),
+            "send, one task": partial(send, count),
+            "append, one task": partial(append, 1, appends),
+            "append, 100 tasks": partial(append, 100, 10 * appends),
             "reader": read,
             f"consumer, commit every {COMMIT_EVERY:,}": consume,
             "process, in_flight=1000": process,
         }
-        cases = [
-            case(name, server.url, backend, work)
-            for name, work in works.items()
-            for backend in BACKENDS
-        ]
+        cases = []
+        for name, work in works.items():
+            for backend in BACKENDS:
+                run = partial(on, backend, server.url, work)
+                run()  # a first time, so that nothing is cold
+                cases.append(case(f"{name}, {backend}", run))
         title = f"{SIZE} B, sync always, one async client, loopback TCP"
         bench.run(title, "records/s", cases)
 

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Final
 import rlog_client as rlog
 
 from . import limits
-from .harness import MIB, POLICIES, Bench, Case, Goal, Server, rate, values
+from .harness import POLICIES, Bench, Goal, case, per_second, values
+from .machine import MIB
+from .server import Server
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,7 +23,9 @@ GOALS: Final = {
 }
 
 
-def case(client: rlog.Client, policy: str, size: int, how: str, mib: int) -> Callable[[], float]:
+def appending(
+    client: rlog.Client, policy: str, size: int, how: str, mib: int
+) -> Callable[[], float]:
     column = values(size, min(50_000, mib * MIB // size))
     times = mib * MIB // size // len(column)
 
@@ -40,7 +44,7 @@ def case(client: rlog.Client, policy: str, size: int, how: str, mib: int) -> Cal
                     producer.extend(column)
                 producer.flush()
 
-            found = rate(times * len(column), send if how == "send" else extend)
+            found = per_second(times * len(column), send if how == "send" else extend)
         log.wait_synced(log.info().end)  # what a lax policy left to do is nobody else's burden
         log.delete()
         return found
@@ -58,9 +62,9 @@ def main() -> None:
     ):
         for size in SIZES:
             cases = [
-                Case(
+                case(
                     f"{how}, sync {policy}",
-                    case(client, policy, size, how, bench.options.mib),
+                    appending(client, policy, size, how, bench.options.mib),
                     GOALS.get((policy, size, how)),
                 )
                 for policy in POLICIES

@@ -1,8 +1,8 @@
 """How fast is the command line, from a file to a log and back?
 
 `rlog append LOG FILE`, `rlog cat LOG > FILE` and `rlog cat LOG | wc -c`, as a user types them: the
-start of the command counts. The file holds lines as a web server logs them, of many lengths, and is
-the same in every run; it is in the page cache, as is the log. Each append goes into a new log, and
+start of the command counts. The file holds log lines of many lengths, and is the same in every
+run; it is in the page cache, as is the log. Each append goes into a new log, and
 is acknowledged when it is synced. Beside them what coreutils need for the same without a server; of
 those `dd` alone syncs, and it writes once what a server writes twice, into its journal and into the
 log. That what comes back is equal is checked first, and not timed.
@@ -12,40 +12,21 @@ from __future__ import annotations
 
 import hashlib
 import os
-import random
 import subprocess
 import time
 from functools import partial
-from typing import Final
 
 import rlog_client as rlog
 
-from .harness import MIB, RLOG, Bench, Case, Goal, Server
-
-DISTINCT_BYTES: Final = 8 * MIB  # of lines, after which the same come again
-
-
-def lines(size: int) -> bytes:
-    """About ``size`` bytes of lines, the same every time."""
-    chance = random.Random(6)
-    made: list[str] = []
-    length = 0
-    while length < size:
-        path = "/".join(chance.choices(("api", "v1", "orders", "users", "static", "img"), k=3))
-        made.append(
-            f"10.{chance.randrange(256)}.{chance.randrange(256)}.{chance.randrange(256)} - -"
-            f" [31/Jan/2026:08:{chance.randrange(60):02}:{chance.randrange(60):02} +0000]"
-            f' "GET /{path}/{chance.randrange(10**6)} HTTP/1.1" {chance.choice((200, 304, 404))}'
-            f" {chance.randrange(10 ** chance.randrange(1, 7))}"
-            f' "{chance.choice(("curl/8.5.0", "Mozilla/5.0 (X11; Linux x86_64; rv:140.0)"))}"\n'
-        )
-        length += len(made[-1])
-    return "".join(made).encode()
+from . import lines
+from .harness import Bench, Case, Goal, case
+from .machine import MIB
+from .server import RLOG, Server
 
 
 def write(path: str, mib: int) -> int:
     """-> the size of the file, at least ``mib``, in whole lines."""
-    piece = lines(min(DISTINCT_BYTES, mib * MIB))
+    piece = b"".join(b"%s\n" % line for line in lines.generated())
     with open(path, "wb") as file:
         while file.tell() < mib * MIB:
             file.write(piece)
@@ -92,13 +73,13 @@ def main() -> None:
             count = client.log("bench").info().end
 
         def row(name: str, command: str, goal: Goal | None = None) -> Case:
-            return Case(name, partial(timed, command, size), goal)
+            return case(name, partial(timed, command, size), goal)
 
         bench.run(
             f"{size // MIB:,} MiB in {count:,} lines, sync always, loopback TCP",
             "MiB/s",
             [
-                Case("rlog append", append_anew, Goal(250)),
+                case("rlog append", append_anew, Goal(250)),
                 row("rlog cat > file", f"{rlog_} cat bench > {back}", Goal(600)),
                 row("rlog cat | wc -c", f"{rlog_} cat bench | wc -c", Goal(300)),
                 row(

@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Final
 import rlog_client as rlog
 
 from . import limits
-from .harness import MIB, Bench, Case, Goal, Server, fill, rate, values
+from .harness import Bench, Goal, case, fill, per_second, values
+from .machine import MIB
+from .server import Server
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 SIZES: Final = (100, 1024, 65536)
 COMMIT_EVERY: Final = 10_000
-# As `for` loops over a reader and over a consumer reach it, by the bytes of a record.
+# Of a `for` loop over a consumer, whose cursor is committed, by the bytes of a record.
 GOALS: Final = {100: Goal(4_500_000), 65536: Goal(0.6, of=(limits.LOOPBACK,))}
 DRESSED: Final = "with keys, times and header maps"
 
@@ -40,7 +42,7 @@ def read(log: rlog.Log, count: int) -> Callable[[], float]:
                 seen += len(record.value)
         assert seen
 
-    return lambda: rate(count, loop)
+    return lambda: per_second(count, loop)
 
 
 def consume(log: rlog.Log, count: int) -> Callable[[], float]:
@@ -54,7 +56,7 @@ def consume(log: rlog.Log, count: int) -> Callable[[], float]:
             consumer.commit(record)
 
     def run() -> float:
-        found = rate(count, loop)
+        found = per_second(count, loop)
         log.cursor("bench").delete()
         return found
 
@@ -73,15 +75,15 @@ def main() -> None:
             count = bench.options.mib * MIB // size
             log = client.log(f"bench-{size}", create=True)
             fill(log, size, count)
-            goal = GOALS.get(size)
+            name = f"consumer, commit every {COMMIT_EVERY:,}"
             cases = [
-                Case("reader", read(log, count), goal),
-                Case(f"consumer, commit every {COMMIT_EVERY:,}", consume(log, count), goal),
+                case("reader, no cursor", read(log, count)),
+                case(name, consume(log, count), GOALS.get(size)),
             ]
             if size == 100:
                 dressed = client.log("dressed", create=True)
                 fill_dressed(dressed, size, count)
-                cases.append(Case(f"consumer, {DRESSED}", consume(dressed, count), Goal(2_000_000)))
+                cases.append(case(f"consumer, {DRESSED}", consume(dressed, count), Goal(2_000_000)))
             title = f"consume {count:,} records of {size} B, sync always, loopback TCP"
             bench.run(title, "records/s", [*cases, *limits.consuming(size, bench.options.mib)])
 

@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING, Final
 
 import rlog_client as rlog
 
-from .harness import MIB, Bench, Case, Crowd, Gate, Server, fill, together, used
+from .crowd import Crowd, Gate
+from .harness import Bench, Case, fill
+from .machine import MIB, used
+from .server import Server
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 SIZE: Final = 100  # bytes of a record
 CONSUMERS: Final = (1, 4, 16)
 COMMIT_EVERY: Final = 10_000
+PROCESSOR: Final = "µs of processor time a record"
 _ids: Final = itertools.count()
 
 
@@ -66,8 +70,8 @@ def main() -> None:
         cases: list[Case] = []
         for consumers in CONSUMERS:
             run = consumed(server, consumers, count)
-            names = ("together", "each", "µs of the server's processor a record")
-            cases += together(run, {f"{consumers:2} consumers, {name}": None for name in names})
+            rows = [f"{consumers:2} consumers, {name}" for name in ("together", "each", "server")]
+            cases.append(Case(dict.fromkeys(rows), run, {rows[-1]: PROCESSOR}))
         title = f"{count:,} records of {SIZE} B to each, sync always, loopback TCP"
         bench.run(title, "records/s", cases)
 

@@ -1,10 +1,10 @@
 """What becomes slower as a log grows, and how long does a start take?
 
 Logs of 10^5 records, 10^6 and so on up to `--records`, each in a server and a data directory of its
-own, made beforehand. In every round each of them is asked the same: to append so many records, to
-read so many at random places, to give the first record at random offsets and random times to a new
-reader, and to start after a clean stop and after SIGKILL. Goals are by the smallest, in the same
-round, but for starts.
+own, made beforehand. In every round each of them is asked the same: to read so many records at
+random places, to give the first record at random offsets and random times to a new reader, to start
+after a clean stop and after SIGKILL, and at last to append so many. Goals are by the smallest, in
+the same round, but for starts.
 
 Warm: all of it was read before. Cold: the page cache is made to forget the directory's files
 (fsync, then POSIX_FADV_DONTNEED on each) before every reading and every seek, and first the server
@@ -25,25 +25,16 @@ from typing import TYPE_CHECKING, Final, Self
 
 import rlog_client as rlog
 
-from .harness import (
-    MIB,
-    Bench,
-    Case,
-    Goal,
-    Server,
-    evict,
-    fill,
-    memory,
-    percentiles,
-    rate,
-    together,
-)
+from .harness import Bench, Case, Goal, case, fill, per_second, percentiles
+from .machine import MIB, evict, memory
+from .server import Server
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 PAGE: Final = 4096
-STRETCHES: Final = 5  # of each reading: so many times a portion, each at another place
+STRETCHES: Final = 25  # of each reading, each at another place
+PLACES: Final = 5  # of the smallest log: a stretch is a portion, or what is there, over that
 RECORD_OVERHEAD: Final = 4  # bytes of a record that are stored beside its value, and some to spare
 JOURNAL_BYTES: Final = 512 * MIB  # of each directory, beside what is in the segments
 CLEAN, KILLED = Goal(1.0, at_most=True), Goal(5.0, at_most=True)
@@ -60,25 +51,31 @@ class Grown:
         self._count = count
         self._directory = bench.directory(f"data-{count}")
         self._server = Server(self._directory)
-        self._began = time.time()
-        with rlog.connect(self._server.url) as client:
-            fill(client.log("bench", create=True), self._options.size, count)
-        self._ended = time.time()
+        try:
+            self._began = time.time()
+            with rlog.connect(self._server.url) as client:
+                log = client.log("bench", create=True)
+                fill(log, self._options.size, count - 1)
+                self._ended = time.time()  # before the last: at each time there is one to come
+                fill(log, self._options.size, 1)
+        except BaseException:
+            self._server.close()
+            raise
 
     # --- what is measured ---------------------------------------------------------------------
 
     def append(self) -> float:
-        """Records a second."""
+        """Records a second. The log grows by them."""
         portion = self._options.portion
         with rlog.connect(self._server.url) as client:
             log = client.log("bench")
-            return rate(portion, lambda: fill(log, self._options.size, portion))
+            return per_second(portion, lambda: fill(log, self._options.size, portion))
 
     def read(self, *, cold: bool) -> float:
         """Records a second."""
         if cold:
             self._make_cold()
-        portion = min(self._options.portion, self._count)
+        portion = min(self._options.portion, self._options.smallest) // PLACES
         seconds = 0.0
         with rlog.connect(self._server.url) as client:
             log = client.log("bench")
@@ -101,7 +98,7 @@ class Grown:
         taken = []
         with rlog.connect(self._server.url) as client:
             log = client.log("bench")
-            for _ in range(self._options.seeks // (10 if cold else 1)):
+            for _ in range(self._options.seeks // (3 if cold else 1)):
                 if cold:
                     evict(self._directory)
                 began = time.perf_counter()
@@ -114,7 +111,7 @@ class Grown:
         """Seconds of each: the disk's own part in a cold seek, of which that has several."""
         taken = []
         segments = [path for path in Path(self._directory).rglob("*.seg") if path.stat().st_size]
-        for _ in range(self._options.seeks // 10):
+        for _ in range(self._options.seeks // 3):
             evict(self._directory)
             with self._random.choice(segments).open("rb", buffering=0) as file:
                 position = self._random.randrange(os.fstat(file.fileno()).st_size)
@@ -137,7 +134,7 @@ class Grown:
                 fill(other, 1024, self._options.journal * MIB // 1024)
             self._server.kill()
         else:
-            self._server.stop()
+            self._server.close()
         if cold:
             evict(self._directory)
         self._server = Server(self._directory)
@@ -206,7 +203,7 @@ class Tables:
 
     def rates(self, title: str, run: Callable[[Grown], float]) -> None:
         cases = [
-            Case(each.name, partial(run, each), self._goal(each, AS_FAST, at_most=False))
+            case(each.name, partial(run, each), self._goal(each, AS_FAST, at_most=False))
             for each in self.grown
         ]
         self._bench.run(title, "records/s", cases)
@@ -215,15 +212,15 @@ class Tables:
         cases: list[Case] = []
         if cold:
             name = f"limit: {PAGE} B of the largest, at random"
-            cases += percentiles(name, self.grown[-1].read_pages, dict.fromkeys((0.5, 0.99)))
+            cases.append(percentiles(name, self.grown[-1].read_pages, dict.fromkeys((0.5, 0.99))))
         for each in self.grown:
             goal = self._goal(each, AS_SOON, ", p99", at_most=True)
-            cases += percentiles(each.name, partial(run, each), {0.5: None, 0.99: goal})
+            cases.append(percentiles(each.name, partial(run, each), {0.5: None, 0.99: goal}))
         self._bench.run(title, "µs", cases)
 
     def starts(self, title: str, goal: Goal, *, killed: bool) -> None:
         cases = [
-            Case(
+            case(
                 f"{each.name}, {'cold' if cold else 'warm'}",
                 partial(each.start, killed=killed, cold=cold),
                 goal,
@@ -237,12 +234,11 @@ class Tables:
         cases: list[Case] = []
         for each in self.grown:
             rows = (f"{each.name}, after the work before", f"{each.name}, just started")
-            cases += together(each.memory, dict.fromkeys(rows))
+            cases.append(Case(dict.fromkeys(rows), each.memory))
         self._bench.run("memory of the server (RSS)", "MiB", cases)
 
 
-def run(tables: Tables, size: int) -> None:
-    tables.rates(f"append of {size} B, sync always", Grown.append)
+def run(tables: Tables, size: int, portion: int) -> None:
     for each in tables.grown:
         each.warm()
     for cold in (False, True):
@@ -254,6 +250,8 @@ def run(tables: Tables, size: int) -> None:
     tables.memory()
     tables.starts("start after a clean stop", CLEAN, killed=False)
     tables.starts("start after SIGKILL", KILLED, killed=True)
+    # Last, for it makes them larger than they are called.
+    tables.rates(f"{portion:,} more of {size} B appended in each round, sync always", Grown.append)
 
 
 def main() -> None:
@@ -262,15 +260,15 @@ def main() -> None:
         ("records", 10_000_000, "of the largest log"),
         ("smallest", 100_000, "records of the smallest log"),
         ("size", 100, "bytes of a record"),
-        ("portion", 100_000, "records that are appended, or read at one place"),
-        ("seeks", 300, "in one run; a tenth of them in one that is cold"),
+        ("portion", 100_000, "records that are appended; a fifth of them is read at one place"),
+        ("seeks", 300, "in one run; a third of them in one that is cold"),
         ("journal", 160, "MiB that are appended before a SIGKILL"),
     )
     with Bench(question, 3, *options) as bench, ExitStack() as stack:
         sizes = counts(bench.options.smallest, bench.options.records)
         check_space(bench, sizes)
         grown = [stack.enter_context(Grown(bench, count)) for count in sizes]
-        run(Tables(bench, grown), bench.options.size)
+        run(Tables(bench, grown), bench.options.size, bench.options.portion)
 
 
 if __name__ == "__main__":

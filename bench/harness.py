@@ -1,10 +1,11 @@
-"""What every bench shares: a server of its own, a quiet machine, interleaved rounds, medians.
+"""What every bench shares: options, a quiet machine, interleaved rounds, medians, goals.
 
 A figure is worth what is known about the run that it comes from. So every report names the machine,
 the file system and the sync policy; memory is warmed first (on a virtual machine, a page that the
-host has taken back costs more than the write into it); and each round says how much processor
-time went to anybody else. No bench asserts: a figure is read, beside the limits of its own run,
-and a goal says only whether it was reached in this one.
+host has taken back costs more than the write into it); what was written is on the disk before the
+next turn begins; and each table says how much processor time went to anybody else. No bench
+asserts: a figure is read, beside the limits of its own run, and a goal says only whether it was
+reached in this one: in every round, in none, or in some, which decides nothing.
 """
 
 from __future__ import annotations
@@ -12,332 +13,47 @@ from __future__ import annotations
 import argparse
 import compileall
 import json
-import mmap
-import multiprocessing
 import os
-import platform
 import signal
-import socket
-import subprocess
 import sys
 import tempfile
-import threading
 import time
-import traceback
+from enum import Enum
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 import rlog
 import rlog_client
 
+from .machine import MIB, Clock, machine, settle, warm
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from multiprocessing.connection import Connection
 
 POLICIES: Final = ("always", "periodic:1s", "bytes:1MiB", "never")
-MIB: Final = 1 << 20
 WARM_MIB: Final = 1024
-QUIET: Final = 0.10  # of one processor, by others: below it, the machine counts as idle
-_CROWD_SECONDS: Final = 300.0  # for all of a crowd to be ready: only to find out that they hang
-_TICKS: Final = os.sysconf("SC_CLK_TCK")
-RLOG: Final = str(Path(sys.executable).with_name("rlog"))
+_PAUSE_SECONDS: Final = 0.05  # before a turn, for servers to do what the one before left them
 
-T = TypeVar("T")
 
+# --- what is judged ---------------------------------------------------------------------------
 
-# --- the machine ------------------------------------------------------------------------------
 
+class Verdict(Enum):
+    REACHED = "reached"
+    MISSED = "NOT reached"
+    UNDECIDED = "undecided"
 
-def machine(directory: str) -> dict[str, str]:
-    cpus = [line for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
-    model = cpus[0].partition(":")[2].strip() if cpus else platform.machine()
-    return {
-        "machine": f"{model}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",
-        "python": f"{platform.python_implementation()} {platform.python_version()}",
-        "disk": f"{_file_system(directory)} at {directory}",
-        "load": " ".join(f"{load:.2f}" for load in os.getloadavg()),
-    }
 
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text().splitlines()
-    except OSError:
-        return []
-
-
-def _file_system(directory: str) -> str:
-    """The type of the file system that ``directory`` is on."""
-    path = f"{os.path.realpath(directory)}/"
-    best = ("", "unknown file system")
-    for line in _lines("/proc/mounts"):
-        _device, mount, kind = line.split()[:3]
-        if path.startswith(mount.rstrip("/") + "/") and len(mount) >= len(best[0]):
-            best = (mount, kind)
-    return best[1]
-
-
-def warm(mib: int) -> float:
-    """Touch as much memory, so that the host has given it to us; the seconds that it took."""
-    began = time.monotonic()
-    with mmap.mmap(-1, mib * MIB) as memory:
-        for at in range(0, len(memory), mmap.PAGESIZE):
-            memory[at] = 1
-    return time.monotonic() - began
-
-
-class Clock:
-    """Seconds, and what others than this process and its descendants used of the processors.
-
-    ``pids``: of further processes that are ours, with their own descendants.
-    """
-
-    def __init__(self, *pids: int) -> None:
-        self._roots = (os.getpid(), *pids)
-        self._began = time.monotonic()
-        self._others = _busy() - self._used()
-
-    def others(self) -> float:
-        """Processors that others used since, on average."""
-        seconds = time.monotonic() - self._began
-        return max(0.0, (_busy() - self._used() - self._others) / seconds)
-
-    def _used(self) -> float:
-        """Processor seconds of all of them, those that have ended included."""
-        family: set[int] = set()
-        waiting = list(self._roots)
-        while waiting:
-            pid = waiting.pop()
-            if pid not in family:
-                family.add(pid)
-                for task in Path(f"/proc/{pid}/task").glob("*/children"):
-                    waiting += map(int, " ".join(_lines(str(task))).split())
-        return sum(map(used, family))
-
-
-def _busy() -> float:
-    """Processor seconds that were used, by anybody, since the machine started."""
-    for line in _lines("/proc/stat")[:1]:
-        user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, line.split()[1:9])
-        return (user + nice + system + irq + softirq + steal) / _TICKS
-    return 0.0
-
-
-def used(pid: int) -> float:
-    """Processor seconds that a process and its children that have ended used."""
-    for line in _lines(f"/proc/{pid}/stat")[:1]:
-        return sum(map(int, line.rpartition(")")[2].split()[11:15])) / _TICKS
-    return 0.0
-
-
-class Memory(NamedTuple):
-    """Of a process, in bytes. ``pss``: what it shares with others counts in part; ``highest``: the
-    largest that ``rss`` ever was."""
-
-    rss: int
-    pss: int
-    highest: int
-
-
-def memory(pid: int) -> Memory:
-    sizes = {
-        name: int(rest.split()[0]) * 1024
-        for line in _lines(f"/proc/{pid}/smaps_rollup") + _lines(f"/proc/{pid}/status")
-        for name, colon, rest in [line.partition(":")]
-        if name in ("Rss", "Pss", "VmHWM")
-    }
-    return Memory(sizes["Rss"], sizes["Pss"], sizes["VmHWM"])
-
-
-def evict(directory: str) -> None:
-    """Have the page cache forget the files (fsync, then POSIX_FADV_DONTNEED on each of them), so
-    that what is read next comes from the disk. It takes no privilege, and concerns nobody else.
-    """
-    for path in Path(directory).rglob("*"):
-        if path.is_file():
-            fd = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(fd)
-                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-            finally:
-                os.close(fd)
-
-
-def settle(patience: float) -> bool:
-    """Wait for a moment at which nobody else works; False if none came within the seconds."""
-    deadline = time.monotonic() + patience
-    while time.monotonic() < deadline:
-        clock = Clock()
-        time.sleep(0.25)
-        if clock.others() < QUIET:
-            return True
-    return False
-
-
-# --- the server -------------------------------------------------------------------------------
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
-
-
-class Server:
-    """``rlog serve`` as a process of its own, on loopback TCP, over ``directory``."""
-
-    def __init__(self, directory: str, sync: str = "always") -> None:
-        self.port = free_port()
-        self.url = f"rlog://127.0.0.1:{self.port}"
-        self._log = Path(directory).with_suffix(".server-log")
-        command = [RLOG, "serve", "--data-dir", directory, "--sync", sync]
-        began = time.monotonic()
-        with self._log.open("a") as output:
-            self._process = subprocess.Popen(
-                [*command, "--listen", f"127.0.0.1:{self.port}"],
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
-        self.pid = self._process.pid
-        try:
-            self._await()
-        except BaseException:
-            self.kill()
-            raise
-        self.start_seconds = time.monotonic() - began
-
-    def _await(self) -> None:
-        """Until it answers."""
-        deadline = time.monotonic() + 60.0
-        while True:
-            try:
-                rlog_client.connect(self.url).close()
-                return
-            except rlog_client.ConnectionLost:
-                if self._process.poll() is not None or time.monotonic() > deadline:
-                    raise SystemExit(
-                        f"the server did not start:\n{self._log.read_text()}"
-                    ) from None
-                time.sleep(0.002)
-
-    def stop(self) -> None:
-        """A clean stop."""
-        self._process.send_signal(signal.SIGTERM)
-        try:
-            self._process.wait(30.0)
-        except subprocess.TimeoutExpired:
-            self.kill()
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.wait()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._process.poll() is None:
-            self.stop()
-
-
-# --- other processes --------------------------------------------------------------------------
-
-
-class Gate:
-    """What the processes of a crowd wait at, and look at."""
-
-    def __init__(self, count: int) -> None:
-        context = multiprocessing.get_context("fork")
-        self._all = context.Barrier(count + 1)
-        self._over = context.Event()
-
-    def ready(self) -> None:
-        """Wait until everybody is."""
-        self._all.wait(_CROWD_SECONDS)
-
-    @property
-    def over(self) -> bool:
-        return self._over.is_set()
-
-    def end(self) -> None:
-        self._over.set()
-
-    def give_up(self) -> None:
-        self._all.abort()
-
-
-class Crowd(Generic[T]):
-    """``count`` processes, each of which runs ``work(number, gate)``, and what they return.
-
-    All of them call ``gate.ready()`` once, and so begin when ``go`` is called, at the same moment.
-    """
-
-    def __init__(self, work: Callable[[int, Gate], T], count: int) -> None:
-        context = multiprocessing.get_context("fork")
-        self._gate = Gate(count)
-        self._members = []
-        for number in range(count):
-            mine, theirs = context.Pipe(duplex=False)
-            arguments = (work, number, self._gate, theirs)
-            process = context.Process(target=_member, args=arguments, daemon=True)
-            process.start()
-            theirs.close()
-            self._members.append((process, mine))
-
-    def go(self) -> float:
-        """-> the moment, on the clock of ``time.monotonic``, which is the same in all processes."""
-        try:
-            self._gate.ready()
-        except threading.BrokenBarrierError:
-            raise SystemExit("a process of the bench failed, or was never ready") from None
-        return time.monotonic()
-
-    def end(self) -> list[T]:
-        """Tell those who look (``gate.over``) that it is over, and wait for all: what they
-        returned.
-        """
-        self._gate.end()
-        return self.results()
-
-    def results(self) -> list[T]:
-        try:
-            found = [mine.recv() for _process, mine in self._members]
-        except EOFError:
-            raise SystemExit("a process of the bench failed") from None
-        for process, _mine in self._members:
-            process.join()
-        return found
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for process, mine in self._members:
-            process.kill()
-            process.join()
-            mine.close()
-
-
-def _member(
-    work: Callable[[int, Gate], object], number: int, gate: Gate, results: Connection
-) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    try:
-        results.send(work(number, gate))
-    except BaseException:
-        traceback.print_exc()
-        gate.give_up()  # last: whoever waits there ends us
-        raise
-
-
-# --- rounds -----------------------------------------------------------------------------------
+def verdict(figures: Sequence[float], bound: float, *, at_most: bool = False) -> Verdict:
+    """Reached in every round, or in none; else it is undecided."""
+    met = [figure <= bound if at_most else figure >= bound for figure in figures]
+    return Verdict.REACHED if all(met) else Verdict.UNDECIDED if any(met) else Verdict.MISSED
 
 
 class Goal(NamedTuple):
-    """What a row's median should reach: ``bound``, or, by rounds, ``bound`` times the sum of the
+    """What a row's figures should reach: ``bound``, or, by rounds, ``bound`` times the sum of the
     rows named ``of``.
     """
 
@@ -349,31 +65,56 @@ class Goal(NamedTuple):
         what = f"{'at most' if self.at_most else 'at least'} {readable(self.bound)}"
         return f"{what} x ({' + '.join(self.of)})" if self.of else what
 
-    def reached(self, figure: float) -> bool:
-        return figure <= self.bound if self.at_most else figure >= self.bound
+
+class Result(NamedTuple):
+    """A row. ``few``: its figures are the largest of too few samples for what it is called."""
+
+    name: str
+    figures: list[float]
+    goal: Goal | None
+    few: bool = False
+
+
+def judged(result: Result, results: Sequence[Result]) -> dict[str, Any]:
+    """A result beside its goal. A goal that names rows is judged by its ratio to them."""
+    goal, figures = result.goal, result.figures
+    assert goal is not None
+    if goal.of:
+        named = {other.name: other.figures for other in results}
+        sums = map(sum, zip(*(named[name] for name in goal.of), strict=True))
+        figures = [mine / other for mine, other in zip(figures, sums, strict=True)]
+    found = verdict(figures, goal.bound, at_most=goal.at_most)
+    return {
+        "goal": str(goal),
+        "figures": figures,
+        "verdict": (Verdict.UNDECIDED if result.few else found).value,
+    }
+
+
+# --- what is measured -------------------------------------------------------------------------
 
 
 class Case(NamedTuple):
-    """``run`` returns one figure."""
+    """One run, and the rows that its figures are, in their order, with their goals.
 
-    name: str
-    run: Callable[[], float]
-    goal: Goal | None = None
+    ``units``: of rows that have another one than their table: they make a table of their own.
+    ``few``: rows of a percentile for which a run gave too few samples, so far.
+    """
+
+    rows: Mapping[str, Goal | None]
+    run: Callable[[], Sequence[float]]
+    units: Mapping[str, str] = {}
+    few: Sequence[str] = ()
 
 
-def together(run: Callable[[], Sequence[float]], rows: Mapping[str, Goal | None]) -> list[Case]:
-    """Rows whose figures come from the same run, in their order."""
-    figures: list[float] = []
+def case(name: str, run: Callable[[], float], goal: Goal | None = None) -> Case:
+    """Of one figure."""
+    return Case({name: goal}, lambda: [run()])
 
-    def figure(number: int) -> float:
-        if number == 0:
-            figures[:] = run()
-        return figures[number]
 
-    return [
-        Case(name, partial(figure, number), goal)
-        for number, (name, goal) in enumerate(rows.items())
-    ]
+def samples_for(share: float) -> int:
+    """Of how many samples a percentile is more than their largest: 100 for ``share`` 0.99."""
+    return round(1 / (1 - share))
 
 
 def percentiles(
@@ -381,46 +122,45 @@ def percentiles(
     run: Callable[[], Sequence[float]],
     goals: Mapping[float, Goal | None],
     scale: float = 1e6,
-) -> list[Case]:
+) -> Case:
     """A row for each share of ``goals`` (0.5: p50), of what ``run`` returns: seconds, times
     ``scale``.
     """
     rows = {f"{name}, p{share * 100:g}": goal for share, goal in goals.items()}
+    few: list[str] = []
 
     def figures() -> list[float]:
         taken = sorted(run())
+        few.extend(
+            row for row, share in zip(rows, goals, strict=True) if len(taken) < samples_for(share)
+        )
         return [percentile(taken, share) * scale for share in goals]
 
-    return together(figures, rows)
+    return Case(rows, figures, few=few)
 
 
-class Result(NamedTuple):
-    name: str
-    figures: list[float]
-    goal: Goal | None
+class Conditions(NamedTuple):
+    """What the machine was like during the rounds of a table.
 
-    @property
-    def median(self) -> float:
-        return median(self.figures)
+    ``others``: of each round, the processors that others used. ``restless``: rounds that began
+    though the machine was not seen idle.
+    """
 
+    others: list[float]
+    restless: int
 
-def judged(result: Result, results: Sequence[Result]) -> dict[str, Any]:
-    """A result beside its goal. A goal that names rows is judged by its ratio to them."""
-    goal, figure = result.goal, result.median
-    assert goal is not None
-    if goal.of:
-        named = {other.name: other.figures for other in results}
-        sums = map(sum, zip(*(named[name] for name in goal.of), strict=True))
-        figure = median(mine / other for mine, other in zip(result.figures, sums, strict=True))
-    return {"goal": str(goal), "figure": figure, "reached": goal.reached(figure)}
+    def __str__(self) -> str:
+        said = f"others used {median(self.others):.2f} processors, at most {max(self.others):.2f}"
+        restless = f"; the machine was not seen idle before {self.restless} of {len(self.others)}"
+        return said + (restless if self.restless else "")
 
 
 class Bench:
     """One script's run: its options, its directory, its report."""
 
     def __init__(self, question: str, rounds: int, *options: tuple[str, Any, str]) -> None:
-        """``options``: (name, default, help) of further ones, all numbers."""
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        """``options``: (name, default, help) of further ones, of the default's type."""
+        signal.signal(signal.SIGTERM, _end)
         parser = argparse.ArgumentParser(description=question)
         parser.add_argument("--rounds", type=int, default=rounds, help="interleaved (%(default)s)")
         parser.add_argument("--dir", help="where to make the temporary directory")
@@ -436,9 +176,8 @@ class Bench:
         )
         for name, default, text in options:
             kind = type(default)
-            parser.add_argument(
-                f"--{name}", type=kind, default=default, help=f"{text} (%(default)s)"
-            )
+            shown = f"{text} (%(default)s)" if default != "" else text
+            parser.add_argument(f"--{name}", type=kind, default=default, help=shown)
         self.options = parser.parse_args()
         self._scratch = tempfile.TemporaryDirectory(prefix="rlog-bench-", dir=self.options.dir)
         self._tables: list[dict[str, Any]] = []
@@ -447,7 +186,6 @@ class Bench:
             # As an installation has it: a start is not to compile what it imports.
             compileall.compile_dir(package.__path__[0], quiet=1)
         print(f"\n{question}")
-        self.pids: tuple[int, ...] = ()  # whose work is ours, though they are no children of ours
         mib = self.options.warm
         self._machine["memory"] = f"{mib} MiB warmed in {warm(mib):.1f} s" if mib else "not warmed"
         for name, text in self._machine.items():
@@ -456,59 +194,91 @@ class Bench:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self._scratch.cleanup()
-        if self.options.json and exception[0] is None:
-            report = {"machine": self._machine, "tables": self._tables}
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if self.options.json:
+            report: dict[str, Any] = {"machine": self._machine, "tables": self._tables}
+            if error is not None:
+                report["ended early"] = repr(error)
             Path(self.options.json).write_text(json.dumps(report, indent=2) + "\n")
+        self._scratch.cleanup()
 
     def directory(self, name: str = "data") -> str:
         return f"{self._scratch.name}/{name}"
 
-    def rounds(self, works: Sequence[Callable[[], None]]) -> list[float]:
-        """Do each once a round; of each round, the processors that others used meanwhile."""
-        others = []
-        for _ in range(self.options.rounds):
-            settle(self.options.patience)
-            clock = Clock(*self.pids)
-            for work in works:
-                work()
+    def rounds(
+        self, works: Sequence[Callable[[], None]], before: Callable[[], object] | None = None
+    ) -> Conditions:
+        """Do each once a round, each round beginning with another one; ``before``: each round.
+
+        A turn begins when the disk has what the others wrote: what they put off is not for the
+        next one to feel.
+        """
+        others, restless = [], 0
+        for number in range(self.options.rounds):
+            if before is not None:
+                before()
+            restless += not settle(self.options.patience)
+            clock = Clock()
+            first = number * len(works) // self.options.rounds
+            for work in (*works[first:], *works[:first]):
+                os.sync()
+                time.sleep(_PAUSE_SECONDS)
+                with clock:
+                    work()
             others.append(clock.others())
-        return others
+        return Conditions(others, restless)
 
-    def run(self, title: str, unit: str, cases: Sequence[Case]) -> list[Result]:
-        """Every case once a round, medians of the rounds, and a table of them."""
-        results = [Result(case.name, [], case.goal) for case in cases]
+    def run(
+        self,
+        title: str,
+        unit: str,
+        cases: Sequence[Case],
+        before: Callable[[], object] | None = None,
+    ) -> None:
+        """Every case once a round, medians of the rounds, and a table of them for each unit."""
+        found: list[list[Sequence[float]]] = [[] for _ in cases]
 
-        def add(case: Case, result: Result) -> None:
-            result.figures.append(case.run())
+        def add(case: Case, runs: list[Sequence[float]]) -> None:
+            runs.append(case.run())
 
-        others = self.rounds([partial(add, *pair) for pair in zip(cases, results, strict=True)])
-        width = max(len(case.name) for case in cases)
-        noise = f"others used {median(others):.2f} processors, at most {max(others):.2f}"
-        print(f"\n  {title}, {unit}: {self.options.rounds} rounds; {noise}")
+        conditions = self.rounds(
+            [partial(add, *pair) for pair in zip(cases, found, strict=True)], before
+        )
+        tables: dict[str, list[Result]] = {}
+        for case, runs in zip(cases, found, strict=True):
+            for (name, goal), figures in zip(
+                case.rows.items(), zip(*runs, strict=True), strict=True
+            ):
+                result = Result(name, list(figures), goal, name in case.few)
+                tables.setdefault(case.units.get(name, unit), []).append(result)
+        for its_unit, results in tables.items():
+            self._show(title, its_unit, results, conditions)
+
+    def _show(self, title: str, unit: str, results: list[Result], conditions: Conditions) -> None:
+        width = max(len(result.name) for result in results)
+        print(f"\n  {title}, {unit}: {self.options.rounds} rounds; {conditions}")
         print(f"  {'':{width}} {'median':>12} {'lowest':>12} {'highest':>12}")
         goals = {}
         for result in results:
-            figures = (result.median, min(result.figures), max(result.figures))
+            figures = (median(result.figures), min(result.figures), max(result.figures))
             line = f"  {result.name:{width}} " + " ".join(f"{readable(f):>12}" for f in figures)
+            if result.few:
+                line += "  (the longest: too few samples)"
             if result.goal is not None:
                 found = goals[result.name] = judged(result, results)
-                figure = f"{readable(found['figure'])} is " if result.goal.of else ""
-                line += (
-                    f"  goal: {found['goal']}: {figure}{'' if found['reached'] else 'NOT '}reached"
-                )
+                figure = f"{readable(median(found['figures']))} is " if result.goal.of else ""
+                line += f"  goal: {found['goal']}: {figure}{found['verdict']}"
             print(line)
         self.report(
             {
                 "title": title,
                 "unit": unit,
-                "others": others,
+                **conditions._asdict(),
                 "results": {result.name: result.figures for result in results},
+                "too few samples": [result.name for result in results if result.few],
                 "goals": goals,
             }
         )
-        return results
 
     def note(self, text: str) -> None:
         print(f"  {text}")
@@ -517,6 +287,15 @@ class Bench:
     def report(self, table: dict[str, Any]) -> None:
         """Have it written to the JSON file, too."""
         self._tables.append(table)
+
+
+def _end(*_: object) -> None:
+    # A second one is not to interrupt the cleaning up.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(143)
+
+
+# --- small things -----------------------------------------------------------------------------
 
 
 def readable(figure: float) -> str:
@@ -536,11 +315,15 @@ def fill(log: rlog_client.Log, size: int, count: int) -> None:
             producer.extend(column[:left])
 
 
-def rate(count: int, work: Callable[[], object]) -> float:
-    """``count`` of whatever ``work`` does, per second."""
+def seconds_of(work: Callable[[], object]) -> float:
     began = time.perf_counter()
     work()
-    return count / (time.perf_counter() - began)
+    return time.perf_counter() - began
+
+
+def per_second(count: int, work: Callable[[], object]) -> float:
+    """``count`` of whatever ``work`` does, per second."""
+    return count / seconds_of(work)
 
 
 def percentile(seconds: Sequence[float], share: float) -> float:

@@ -23,7 +23,10 @@ import anyio
 
 import rlog_client as rlog
 
-from .harness import MIB, Bench, Crowd, Gate, Goal, Server, memory, together, values
+from .crowd import Crowd, Gate
+from .harness import Bench, Case, Goal, values
+from .machine import MIB, memory
+from .server import Server
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,6 +54,8 @@ async def wait_for_ever(url: str, connections: Sequence[Sequence[str]], gate: Ga
     connecting = anyio.Semaphore(CONNECTING)
     left = len(connections)
     all_wait = anyio.Event()
+    if not left:
+        all_wait.set()
 
     async def consume(log: rlog.AsyncLog, consumer_id: str, waits: anyio.Semaphore) -> None:
         async with log.consumer(consumer_id) as consumer:
@@ -89,9 +94,9 @@ def idle_consumers(bench: Bench, consumers: int, each: int) -> list[float]:
     """KiB of the server's memory for each of ``consumers``, ``each`` of them on one connection."""
 
     def work(number: int, gate: Gate) -> None:
-        ids = [f"bench-{n}" for n in range(number, consumers, PROCESSES)]
-        connections = [ids[at : at + each] for at in range(0, len(ids), each)]
-        anyio.run(wait_for_ever, server.url, connections, gate)
+        ids = [f"bench-{n}" for n in range(consumers)]
+        connections = [ids[at : at + each] for at in range(0, consumers, each)]
+        anyio.run(wait_for_ever, server.url, connections[number::PROCESSES], gate)
 
     name = f"data-{consumers}-{each}-{time.monotonic_ns()}"
     with Server(bench.directory(name)) as server:
@@ -154,14 +159,14 @@ def main() -> None:
             "heavy load, highest RSS": Goal(128, at_most=True),
             "after heavy load, RSS": None,
         }
-        bench.run("the server", "MiB", together(partial(whole_server, bench, seconds), rows))
+        bench.run("the server", "MiB", [Case(rows, partial(whole_server, bench, seconds))])
         cases = []
         for consumers in (many // 10, many):
-            for each in (1, SHARE):
+            for each in (1, min(SHARE, consumers)):
                 where = "a connection each" if each == 1 else f"{each:,} on a connection"
                 name = f"{consumers:,} idle consumers, {where}"
                 rows = {f"{name}, RSS": Goal(8, at_most=True), f"{name}, PSS": None}
-                cases += together(partial(idle_consumers, bench, consumers, each), rows)
+                cases.append(Case(rows, partial(idle_consumers, bench, consumers, each)))
         bench.run("an idle consumer, on the server", "KiB", cases)
 
 

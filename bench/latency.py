@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Final
 
 import rlog_client as rlog
 
-from .harness import Bench, Case, Crowd, Gate, Goal, Server, percentiles
+from .crowd import Crowd, Gate
+from .harness import Bench, Case, Goal, percentiles
+from .server import Server
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -95,11 +97,11 @@ def main() -> None:
         for per_second, goals in RATES.items():
             wanted = {share: goals.get(share) for share in SHARES}
             run = measured(server, per_second, seconds, linger_ms / 1e3)
-            cases += percentiles(f"{per_second:,}/s", run, wanted, 1e3)
+            cases.append(percentiles(f"{per_second:,}/s", run, wanted, 1e3))
         slow = min(RATES)
         name = f"{slow:,}/s, linger as it is by default"
         run = measured(server, slow, seconds, DEFAULT_SECONDS)
-        cases += percentiles(name, run, dict.fromkeys(SHARES), 1e3)
+        cases.append(percentiles(name, run, dict.fromkeys(SHARES), 1e3))
         title = f"append to consumer, 100 B, sync always, linger {linger_ms:g} ms, loopback TCP"
         bench.run(title, "ms", cases)
 

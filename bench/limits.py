@@ -3,147 +3,150 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
-import signal
 import socket
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 import trio
 from crc32c import crc32c
 
 from rlog_client import batch
 
-from .harness import MIB, Bench, Case, percentiles, rate, values
+from .crowd import Crowd, Gate
+from .harness import Bench, Case, Goal, case, per_second, percentiles, values
+from .machine import MIB
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 REQUEST_BYTES: Final = 300  # about what one append of 100 bytes is on the wire, and in a frame
 FILE_BYTES: Final = 64 * MIB
-# Rows that others have goals by.
+# Rows that others have goals by. rlog's journal syncs about once a MiB under a bulk load.
 LOOPBACK: Final = "limit: loopback"
 FALLOCATED: Final = "limit: synced write, fallocated, by MiB"
+LARGE: Final = 4  # MiB, of a sync that is larger than any of rlog's
 _PAGE: Final = 4096
+_SECONDS: Final = 60.0
 
 
 @contextlib.contextmanager
-def _child(serve: Callable[[socket.socket], None]) -> Iterator[socket.socket]:
-    """A connection to another process, which runs ``serve`` on its end."""
+def serving(serve: Callable[[socket.socket], None]) -> Iterator[socket.socket]:
+    """A connection to another process, which runs ``serve`` on its end until it is closed."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        child = multiprocessing.get_context("fork").Process(target=serve, args=(listener,))
-        child.start()
-        try:
-            with socket.create_connection(listener.getsockname()) as connection:
+
+        def work(_number: int, gate: Gate) -> None:
+            gate.ready()
+            with listener.accept()[0] as connection:
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                yield connection
-            child.join(10.0)
-        finally:
-            child.kill()
-            child.join()
+                serve(connection)
 
-
-def _echo(listener: socket.socket, before: Callable[[], object] | None = None) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-    async def echo() -> None:
-        with listener.accept()[0] as connection:
-            connection.setblocking(False)
+        with (
+            Crowd(work, 1) as crowd,
+            socket.create_connection(listener.getsockname(), _SECONDS) as connection,
+        ):
+            crowd.go()
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            while True:
-                await trio.lowlevel.wait_readable(connection)
-                data = connection.recv(65536)
-                if not data:
-                    return
-                if before is not None:
-                    before()
-                connection.send(data)
+            yield connection
+
+
+def _echo(connection: socket.socket, before: Callable[[], object] | None = None) -> None:
+    async def echo() -> None:
+        connection.setblocking(False)
+        while True:
+            await trio.lowlevel.wait_readable(connection)
+            data = connection.recv(65536)
+            if not data:
+                return
+            if before is not None:
+                before()
+            connection.send(data)
 
     trio.run(echo)
 
 
-def _sink(listener: socket.socket) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    with listener.accept()[0] as connection:
-        room = memoryview(bytearray(MIB))
-        while connection.recv_into(room):
-            pass
+def _sink(connection: socket.socket) -> None:
+    room = memoryview(bytearray(MIB))
+    while connection.recv_into(room):
+        pass
 
 
 class PingPong:
-    """A blocking client of a trio echo server: the least that one request and answer cost.
+    """A blocking client of a trio echo server: what one request and answer cost without a log.
 
     ``before``: what the server does before it answers.
     """
 
     def __init__(self, before: Callable[[], object] | None = None) -> None:
         self._stack = contextlib.ExitStack()
-        self._socket = self._stack.enter_context(_child(partial(_echo, before=before)))
+        self._socket = self._stack.enter_context(serving(partial(_echo, before=before)))
         self._message = b"x" * REQUEST_BYTES
 
     def once(self) -> None:
         self._socket.sendall(self._message)
-        got = 0
-        while got < len(self._message):
-            got += len(self._socket.recv(65536))
+        left = len(self._message)
+        while left:
+            data = self._socket.recv(65536)
+            assert data, "the echo ended"
+            left -= len(data)
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
         self._stack.close()
 
 
-class SyncedWrite:
-    """Writes into a file that was written before, each in pages of its own, each synced."""
+class Write:
+    """Writes of ``size`` bytes, one behind the other, each in pages of its own.
 
-    def __init__(self, path: str, size: int) -> None:
-        self._buffer = b"x" * size
-        self._step = -(-size // _PAGE) * _PAGE
-        self._at = 0
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        for at in range(0, FILE_BYTES, MIB):
-            os.pwrite(self._fd, bytes(MIB), at)
-        os.fsync(self._fd)
-
-    def once(self) -> None:
-        os.pwritev(self._fd, [self._buffer], self._at)
-        os.fdatasync(self._fd)
-        self._at = (self._at + self._step) % FILE_BYTES
-
-    def close(self) -> None:
-        os.close(self._fd)
-
-
-class FallocatedWrite:
-    """Writes, each synced, one behind the other into a new file whose space was reserved but never
-    written; when it is full, into another one.
+    ``fallocated``: into ``room`` bytes that were reserved and never written; ``prepare`` makes them
+    so again. Otherwise into a file that was written before, over and over. ``synced``: each.
     """
 
-    def __init__(self, path: str, size: int) -> None:
+    def __init__(
+        self,
+        path: str,
+        size: int,
+        *,
+        fallocated: bool = False,
+        synced: bool = True,
+        room: int = FILE_BYTES,
+    ) -> None:
+        self.size = size
         self._path = path
         self._buffer = b"x" * size
-        self._fd = -1
-        self._begin()
-
-    def _begin(self) -> None:
-        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
-        os.posix_fallocate(self._fd, 0, FILE_BYTES)
-        os.fsync(self._fd)
+        self._step = -(-size // _PAGE) * _PAGE
+        self._room = max(room, self._step) // self._step * self._step
+        self._fallocated = fallocated
+        self._synced = synced
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         self._at = 0
+        if not fallocated:
+            for at in range(0, self._room, MIB):
+                os.pwrite(self._fd, bytes(min(MIB, self._room - at)), at)
+            os.fsync(self._fd)
+
+    def prepare(self) -> None:
+        """What does not count."""
+        self._at = 0
+        if self._fallocated:
+            os.ftruncate(self._fd, 0)
+            os.posix_fallocate(self._fd, 0, self._room)
+            os.fsync(self._fd)
 
     def once(self) -> None:
-        if self._at + len(self._buffer) > FILE_BYTES:
-            self.close()
-            self._begin()
+        if self._at == self._room:
+            assert not self._fallocated, "what was reserved is written"
+            self._at = 0
         os.pwrite(self._fd, self._buffer, self._at)
-        os.fdatasync(self._fd)
-        self._at += len(self._buffer)
-
-    def close(self) -> None:
-        os.close(self._fd)
+        if self._synced:
+            os.fdatasync(self._fd)
+        self._at += self._step
 
 
-def times(count: int, once: Callable[[], object]) -> list[float]:
+def each(count: int, once: Callable[[], object]) -> list[float]:
     """Seconds of each of ``count`` runs of ``once``."""
     taken = []
     for _ in range(count):
@@ -153,109 +156,148 @@ def times(count: int, once: Callable[[], object]) -> list[float]:
     return taken
 
 
-def loopback(mib: int = 512) -> float:
+def timed(
+    name: str,
+    count: int,
+    once: Callable[[], object],
+    goals: Mapping[float, Goal | None] | None = None,
+) -> Case:
+    """Percentiles of ``count`` runs of ``once``, p50 and p99, in µs."""
+    return percentiles(name, lambda: each(count, once), goals or {0.5: None, 0.99: None})
+
+
+def loopback(mib: int) -> float:
     """MiB/s through a TCP connection to another process."""
     piece = bytes(MIB)
-    with _child(_sink) as connection:
+    with serving(_sink) as connection:
 
         def send() -> None:
             for _ in range(mib):
                 connection.sendall(piece)
 
-        return rate(mib, send)
+        return per_second(mib, send)
 
 
-def checksum(mib: int = 512) -> float:
+def checksum(mib: int) -> float:
+    """MiB/s."""
     piece = values(MIB, 1)[0]
-    return rate(mib, lambda: [crc32c(piece) for _ in range(mib)])
+    return per_second(mib, lambda: [crc32c(piece) for _ in range(mib)])
 
 
-def pack(size: int = 100, count: int = 500_000) -> float:
+def pack(size: int, count: int) -> float:
     """Records/s into batches of 1 MiB, with their checksums."""
     column = values(size, MIB // size)
     runs = max(1, count // len(column))
-    return rate(runs * len(column), lambda: [batch.encode(column) for _ in range(runs)])
+    return per_second(runs * len(column), lambda: [batch.encode(column) for _ in range(runs)])
 
 
-def unpack(size: int = 100, count: int = 500_000) -> float:
+def unpack(size: int, count: int) -> float:
     """Records/s out of batches of 1 MiB, with their checksums."""
     column = values(size, MIB // size)
     encoded = batch.encode(column)
     header, body = batch.parse_header(encoded), memoryview(encoded)[batch.HEADER_BYTES :]
     runs = max(1, count // len(column))
-    return rate(runs * len(column), lambda: [batch.decode(header, body) for _ in range(runs)])
+    return per_second(runs * len(column), lambda: [batch.decode(header, body) for _ in range(runs)])
+
+
+def writing(bench: Bench, mib: int, per_mib: float = 1.0) -> list[Case]:
+    """``mib`` MiB written, recycled and fallocated, synced and not; ``per_mib``: the figure is so
+    many times MiB/s.
+    """
+    rows = {
+        "limit: synced write, recycled, by MiB": (1, False, True),
+        FALLOCATED: (1, True, True),
+        f"limit: synced write, fallocated, by {LARGE} MiB": (LARGE, True, True),
+        "limit: write, recycled, not synced": (1, False, False),
+        "limit: write, fallocated, not synced": (1, True, False),
+    }
+
+    def run(write: Write) -> float:
+        count = max(1, mib * MIB // write.size)
+        write.prepare()
+        return per_second(count, lambda: each(count, write.once)) * write.size / MIB * per_mib
+
+    cases = []
+    for number, (name, (each_mib, fallocated, synced)) in enumerate(rows.items()):
+        write = Write(
+            bench.directory(f"write-{number}"),
+            each_mib * MIB,
+            fallocated=fallocated,
+            synced=synced,
+            room=max(each_mib, mib) * MIB if fallocated else FILE_BYTES,
+        )
+        cases.append(case(name, partial(run, write)))
+    return cases
 
 
 def appending(bench: Bench, size: int, mib: int) -> list[Case]:
     """The limits of appending ``mib`` MiB of records of ``size`` bytes in bulk."""
-    large = SyncedWrite(bench.directory("limit"), MIB)
-    fresh = FallocatedWrite(bench.directory("fresh"), MIB)
     return [
-        Case(f"limit: pack {size} B", lambda: pack(size, mib * MIB // size)),
-        Case(LOOPBACK, lambda: loopback(mib) * MIB / size),
-        Case(f"limit: CRC32C of {size} B", lambda: checksum(mib) * MIB / size),
-        Case("limit: synced write, recycled, by MiB", lambda: _bulk(large, mib) * MIB / size),
-        Case(FALLOCATED, lambda: _bulk(fresh, mib) * MIB / size),
+        case(f"limit: pack {size} B", lambda: pack(size, mib * MIB // size)),
+        case(LOOPBACK, lambda: loopback(mib) * MIB / size),
+        case(f"limit: CRC32C of {size} B", lambda: checksum(mib) * MIB / size),
+        *writing(bench, mib, MIB / size),
     ]
 
 
 def consuming(size: int, mib: int) -> list[Case]:
     """The limits of consuming ``mib`` MiB of records of ``size`` bytes in bulk."""
     return [
-        Case(LOOPBACK, lambda: loopback(mib) * MIB / size),
-        Case(f"limit: CRC32C of {size} B", lambda: checksum(mib) * MIB / size),
-        Case(f"limit: unpack {size} B", lambda: unpack(size, mib * MIB // size)),
+        case(LOOPBACK, lambda: loopback(mib) * MIB / size),
+        case(f"limit: CRC32C of {size} B", lambda: checksum(mib) * MIB / size),
+        case(f"limit: unpack {size} B", lambda: unpack(size, mib * MIB // size)),
     ]
 
 
-def _bulk(write: SyncedWrite | FallocatedWrite, mib: int = 128) -> float:
-    """MiB/s of synced writes of 1 MiB each."""
-    return rate(mib, lambda: times(mib, write.once))
+def measure(bench: Bench, mib: int, count: int) -> None:
+    """All of them: ``mib`` MiB of each bulk row, ``count`` of each that is timed one by one."""
+    small = Write(bench.directory("small"), REQUEST_BYTES)
+    pages = Write(bench.directory("pages"), 2 * _PAGE)
+    large = Write(bench.directory("large"), MIB)
+    fresh = Write(bench.directory("fresh"), _PAGE, fallocated=True, room=count * _PAGE)
+
+    def allocated() -> list[float]:
+        fresh.prepare()
+        return each(count, fresh.once)
+
+    with PingPong() as ping:
+        bench.run(
+            "limits, one at a time",
+            "µs",
+            [
+                timed("limit: ping-pong of 300 B against a trio echo", count, ping.once),
+                timed("limit: synced write of 300 B, recycled", count, small.once),
+                timed("limit: synced write of 8 KiB, recycled", count, pages.once),
+                timed("limit: synced write of 1 MiB, recycled", count, large.once),
+                percentiles(
+                    "limit: synced write of 4 KiB, fallocated", allocated, {0.5: None, 0.99: None}
+                ),
+            ],
+        )
+    bench.run(
+        "limits, bytes",
+        "MiB/s",
+        [
+            case("limit: loopback TCP between two processes", lambda: loopback(4 * mib)),
+            *writing(bench, mib),
+            case("limit: CRC32C", lambda: checksum(4 * mib)),
+        ],
+    )
+    bench.run(
+        "limits, records in batches of 1 MiB, checksums included",
+        "records/s",
+        [
+            case(f"limit: {name} {size} B", partial(work, size, mib * MIB // 256))
+            for size in (100, 1024)
+            for name, work in (("pack", pack), ("unpack", unpack))
+        ],
+    )
 
 
 def main() -> None:
-    with Bench("What do this machine, its kernel and its disk allow?", 5) as bench:
-        ping = PingPong()
-        small = SyncedWrite(bench.directory("small"), REQUEST_BYTES)
-        pages = SyncedWrite(bench.directory("pages"), 2 * _PAGE)
-        large = SyncedWrite(bench.directory("large"), MIB)
-        fresh = FallocatedWrite(bench.directory("fresh"), MIB)
-
-        def taking(name: str, once: Callable[[], object]) -> list[Case]:
-            return percentiles(name, lambda: times(500, once), {0.5: None, 0.99: None})
-
-        bench.run(
-            "one at a time",
-            "µs",
-            [
-                *taking("ping-pong of 300 B against a trio echo", ping.once),
-                *taking("synced write of 300 B, recycled", small.once),
-                *taking("synced write of 8 KiB, recycled", pages.once),
-                *taking("synced write of 1 MiB, recycled", large.once),
-                *taking("synced write of 1 MiB, fallocated", fresh.once),
-            ],
-        )
-        bench.run(
-            "bytes",
-            "MiB/s",
-            [
-                Case("loopback TCP between two processes", loopback),
-                Case("synced writes of 1 MiB, recycled", lambda: _bulk(large)),
-                Case("synced writes of 1 MiB, fallocated", lambda: _bulk(fresh)),
-                Case("CRC32C", checksum),
-            ],
-        )
-        bench.run(
-            "records in batches of 1 MiB, checksums included",
-            "records/s",
-            [
-                Case("pack 100 B", pack),
-                Case("unpack 100 B", unpack),
-                Case("pack 1 KiB", lambda: pack(1024)),
-                Case("unpack 1 KiB", lambda: unpack(1024)),
-            ],
-        )
-        ping.close()
+    options = (("mib", 128, "of one row"), ("count", 500, "of what is timed one by one"))
+    with Bench("What do this machine, its kernel and its disk allow?", 5, *options) as bench:
+        measure(bench, bench.options.mib, bench.options.count)
 
 
 if __name__ == "__main__":

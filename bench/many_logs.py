@@ -4,7 +4,8 @@
 out when its `linger` has passed, so that batches hold few records. `append`: one synced request a
 record. One client, or 16 in processes of their own, each of which goes round all of the logs.
 Consumed one log after the other, each with a consumer of its own and one commit, by one client, or
-by 16 of which each has every sixteenth log.
+by 16 of which each has every sixteenth log. The logs that are appended to are new in every round;
+those that are consumed are others, and stay as they are.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from typing import TYPE_CHECKING, Final
 
 import rlog_client as rlog
 
-from .harness import Bench, Case, Crowd, Gate, Server, memory, values
+from .crowd import Crowd, Gate
+from .harness import Bench, case, fill, values
+from .machine import memory
+from .server import Server
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,10 +30,15 @@ if TYPE_CHECKING:
 
 SIZE: Final = 100  # bytes of a record
 CLIENTS: Final = (1, 16)
+EACH: Final = 100  # records of a log that is consumed
 
 
 def name(number: int) -> str:
     return f"bench-{number}"
+
+
+def stored(number: int) -> str:
+    return f"stored-{number}"
 
 
 def send(logs: int, seconds: float) -> Work:
@@ -67,10 +76,8 @@ def append(logs: int, seconds: float) -> Work:
 
 
 def consume(logs: int) -> Work:
-    """All that there is: more in every round than in the one before."""
-
     def work(client: rlog.Client, number: int, clients: int, gate: Gate) -> int:
-        mine = [client.log(name(log)) for log in range(number, logs, clients)]
+        mine = [client.log(stored(log)) for log in range(number, logs, clients)]
         gate.ready()
         count = 0
         for log in mine:
@@ -107,10 +114,19 @@ def main() -> None:
     with Bench(question, 5, *options) as bench, Server(bench.directory()) as server:
         logs, seconds = bench.options.logs, bench.options.seconds
         idle = memory(server.pid).rss
+
+        def renew() -> None:
+            with rlog.connect(server.url, timeout=60.0) as client:
+                for log in range(logs):
+                    client.log(name(log), create=True).delete()
+                    client.log(name(log), create=True)
+
         with rlog.connect(server.url) as client:
             for log in range(logs):
-                client.log(name(log), create=True)
-        made = memory(server.pid).rss
+                client.log(stored(log), create=True)
+            made = memory(server.pid).rss
+            for log in range(logs):
+                fill(client.log(stored(log)), SIZE, EACH)
 
         works = {
             "send": send(logs, seconds),
@@ -118,11 +134,13 @@ def main() -> None:
             "consume": consume(logs),
         }
         cases = [
-            Case(f"{what}, {clients} clients", partial(crowd, server, work, clients))
+            case(f"{what}, {clients} clients", partial(crowd, server, work, clients))
             for what, work in works.items()
             for clients in CLIENTS
         ]
-        bench.run(f"{logs:,} logs, {SIZE} B, sync always, loopback TCP", "records/s", cases)
+        bench.run(
+            f"{logs:,} logs, {SIZE} B, sync always, loopback TCP", "records/s", cases, before=renew
+        )
         bench.note(f"memory of the server: {(made - idle) / logs / 1024:.1f} KiB a log")
 
 

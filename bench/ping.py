@@ -2,7 +2,7 @@
 
 A ping asks for nothing: no disk, no log. One is sent every few milliseconds over a connection of
 its own while others append or consume, so the time is what the server's loop makes it wait (and, on
-few cores, what the kernel does). How much the load did meanwhile is in the same table.
+few cores, what the kernel does). How much the load did meanwhile is in a table of its own.
 """
 
 from __future__ import annotations
@@ -15,18 +15,10 @@ from typing import TYPE_CHECKING, Final
 import rlog_client as rlog
 from rlog.cli import wire
 
-from .harness import (
-    MIB,
-    Bench,
-    Crowd,
-    Gate,
-    Server,
-    fill,
-    percentile,
-    percentiles,
-    together,
-    values,
-)
+from .crowd import Crowd, Gate
+from .harness import Bench, Case, fill, percentile, percentiles, values
+from .machine import MIB
+from .server import Server
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -129,12 +121,11 @@ def main() -> None:
             for name in ("bulk", "single"):
                 # What is appended in bulk, minute after minute, is not to fill the disk.
                 client.log(name, create=True, max_total_bytes=256 * MIB)
-        cases = percentiles("idle", partial(pinged, server, seconds), {0.5: None, 0.99: None})
+        cases = [percentiles("idle", partial(pinged, server, seconds), {0.5: None, 0.99: None})]
         for name, (load, processes) in LOADS.items():
-            rows = (f"{name}, p50", f"{name}, p99", "  records/s of it")
-            cases += together(
-                partial(beside, server, load, processes, seconds), dict.fromkeys(rows)
-            )
+            rows = (f"{name}, p50", f"{name}, p99", name)
+            run = partial(beside, server, load, processes, seconds)
+            cases.append(Case(dict.fromkeys(rows), run, {name: "records/s of the load"}))
         bench.run(f"a ping beside the load, {SIZE} B, sync always, loopback TCP", "µs", cases)
 
 

@@ -1,7 +1,7 @@
 """How many records a second do the members of a shared consumer settle, all together?
 
-Members are processes of their own with blocking clients; the async ones are that many tasks' worth
-of handlers in one process. Keys come round robin, or the records have none.
+Members are processes of their own with blocking clients. Keys come round robin, or the records have
+none.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Final
 
 import rlog_client as rlog
 
-from .harness import Bench, Case, Crowd, Gate, Goal, Server, values
+from .crowd import Crowd, Gate
+from .harness import Bench, Goal, case, values
+from .server import Server
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,7 +69,7 @@ def main() -> None:
                         key = b"key %d" % (number % KEYS) if name == "keyed" else None
                         producer.send(column[number % len(column)], key=key)
         cases = [
-            Case(
+            case(
                 f"{name}, {members} members, in_flight={in_flight}",
                 share(server.url, name, members, in_flight, count),
                 Goal(30_000) if members == 8 else None,

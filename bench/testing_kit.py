@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from typing import Final
 
 import rlog.testing
 
-from .harness import Bench, Case, percentile
-
-SERVERS: Final = 20  # of one round
+from .harness import Bench, case, percentile
 
 
-def milliseconds(*, fsync: bool, whole: bool) -> float:
+def milliseconds(servers: int, *, fsync: bool, whole: bool) -> float:
     """Of one server, the median: up to its first answer, or to its end."""
     taken = []
-    for _ in range(SERVERS):
+    for _ in range(servers):
         began = time.perf_counter()
         with rlog.testing.Server(fsync=fsync) as server:
             server.connect().logs()
@@ -26,9 +23,10 @@ def milliseconds(*, fsync: bool, whole: bool) -> float:
 
 
 def main() -> None:
-    with Bench("What does a test pay for a server of its own?", 5) as bench:
+    option = ("servers", 20, "of one round")
+    with Bench("What does a test pay for a server of its own?", 5, option) as bench:
         cases = [
-            Case(name, partial(milliseconds, fsync=fsync, whole=whole))
+            case(name, partial(milliseconds, bench.options.servers, fsync=fsync, whole=whole))
             for fsync in (True, False)
             for name, whole in (
                 (f"to the first answer{'' if fsync else ', fsync=False'}", False),

@@ -8,32 +8,35 @@ stands beside it for Redis.)
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import select
-import signal
 import socket
 import time
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from rlog_client import batch, protocol
 from rlog_client.identity import new_producer_id
 
+from ..crowd import Crowd
 from .load import Taken
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from ..crowd import Gate
+
 _HEAD: Final = 4  # bytes: the length that begins a message of rlog's
+_SECONDS: Final = 60.0  # for an answer: only to find out that there is none
+_PAUSE_SECONDS: Final = 0.001  # between two pings
 
 
 class Speaker(ABC):
     """One connection's requests, as bytes."""
 
     def __init__(self, port: int) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=60.0)
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=_SECONDS)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     @abstractmethod
@@ -51,7 +54,9 @@ class Speaker(ABC):
         self.socket.sendall(request)
         answer = b""
         while not self.whole(answer):
-            answer += self.socket.recv(65536)
+            data = self.socket.recv(65536)
+            assert data, "the server hung up"
+            answer += data
         return answer
 
 
@@ -105,34 +110,36 @@ class RedisSpeaker(Speaker):
         )
 
 
-def drive(speak: type[Speaker], port: int, clients: int, record: bytes, each: int) -> Taken:
+def drive(
+    speak: type[Speaker],
+    port: int,
+    clients: int,
+    record: bytes,
+    each: int,
+    begun: Callable[[], object] = lambda: None,
+) -> Taken:
     """``clients`` connections with ``each`` appends, in another process.
 
-    The clock starts when all are connected, and all is encoded.
+    The clock starts, and ``begun`` is called here, when all are connected and have had their first
+    answer, and all is encoded.
     """
 
-    def work(pipe: multiprocessing.connection.Connection) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    def work(_number: int, gate: Gate) -> Taken:
         speakers = [speak(port) for _ in range(clients)]
+        for speaker in speakers:
+            speaker.ask(*speaker.appends(record, 1))
         left = {
             speaker.socket.fileno(): (speaker, iter(speaker.appends(record, each)))
             for speaker in speakers
         }
-        pipe.send(_loop(left))
+        gate.ready()
+        return _loop(left)
 
-    mine, process = _child(work)
-    taken: Taken = mine.recv()
-    process.join()
+    with Crowd(work, 1) as crowd:
+        crowd.go()
+        begun()
+        [taken] = crowd.results()
     return taken
-
-
-def _child(work: Callable[..., None]) -> tuple[Any, Any]:
-    context = multiprocessing.get_context("fork")
-    mine, its = context.Pipe()
-    process = context.Process(target=work, args=(its,), daemon=True)
-    process.start()
-    its.close()
-    return mine, process
 
 
 def _loop(left: dict[int, tuple[Speaker, Iterator[bytes]]]) -> Taken:
@@ -148,7 +155,9 @@ def _loop(left: dict[int, tuple[Speaker, Iterator[bytes]]]) -> Taken:
             speaker.socket.sendall(next(requests))
         under_way = len(left)
         while under_way:
-            for number, _events in epoll.poll(60.0):
+            events = epoll.poll(_SECONDS)
+            assert events, "nobody is answered any more"
+            for number, _events in events:
                 speaker, requests = left[number]
                 data = speaker.socket.recv(65536)
                 assert data, "the server hung up"
@@ -172,29 +181,25 @@ def _loop(left: dict[int, tuple[Speaker, Iterator[bytes]]]) -> Taken:
 def pinging(speak: type[Speaker], port: int) -> Iterator[list[float]]:
     """A connection of its own, in a process of its own, that pings every millisecond or so.
 
-    What it yields has each ping's seconds, once the block is over.
+    What it yields has each ping's seconds, at least one, once the block is over.
     """
 
-    def work(pipe: multiprocessing.connection.Connection) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    def work(_number: int, gate: Gate) -> list[float]:
         speaker = speak(port)
+        speaker.ask(speaker.ping())
         taken = []
-        pipe.send(None)
-        while not pipe.poll():
+        gate.ready()
+        while True:
             request = speaker.ping()
             began = time.perf_counter()
             speaker.ask(request)
             taken.append(time.perf_counter() - began)
-            time.sleep(0.001)
-        pipe.send(taken)
+            if gate.over:
+                return taken
+            time.sleep(_PAUSE_SECONDS)
 
-    mine, process = _child(work)
-    mine.recv()
-    found: list[float] = []
-    try:
+    with Crowd(work, 1) as crowd:
+        crowd.go()
+        found: list[float] = []
         yield found
-        mine.send(None)
-        found.extend(mine.recv())
-    finally:
-        process.kill()
-        process.join()
+        found += crowd.end()[0]

@@ -20,8 +20,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from ..harness import free_port
-from .peer import LATER, NEVER, Daemon, Missing, Peer, Way, chunks, versions
+from ...server import Daemon, free_port
+from .peer import LATER, NEVER, PUSHED, Missing, Peer, Way, chunks, versions
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -50,23 +50,28 @@ def program() -> Path:
 
 class RabbitMQ(Peer):
     name = "RabbitMQ Streams"
-    kept: ClassVar = {LATER: "confirmed when written, never synced"}
+    means: ClassVar = {LATER: "confirmed when written, never synced"}
+    blocking = False
 
     @classmethod
     def check(cls) -> None:
         program()
         versions("rstream")
 
-    def __init__(self, directory: Path, kept: str) -> None:
+    def _start(self) -> None:
+        directory = self._directory
         directory.mkdir()
         self.client = versions("rstream")
+        self.server = f"RabbitMQ {program().parents[1].name.rpartition('-')[2]}"
         self.port, names, between = free_port(), free_port(), free_port()
         (directory / "rabbitmq.conf").write_text(_CONFIGURATION.format(port=self.port))
         (directory / "enabled_plugins").write_text("[rabbitmq_stream].\n")
         own = {"ERL_EPMD_PORT": str(names), "ERL_EPMD_ADDRESS": "127.0.0.1"}
-        self._names = Daemon(["epmd"], directory / "epmd", environment=own)
-        self._names.await_port(names)
-        self._daemon = Daemon(
+        self._names = self._stack.enter_context(
+            Daemon(["epmd"], directory / "epmd", environment=own)
+        )
+        self._names.wait_for_port(names)
+        daemon = Daemon(
             [program()],
             directory,
             environment=own
@@ -83,16 +88,13 @@ class RabbitMQ(Peer):
                 "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+sbwt none +sbwtdcpu none +sbwtdio none",
             },
         )
-        self._daemon.await_port(self.port)
+        self._daemon = self._stack.enter_context(daemon)
+        daemon.wait_for_port(self.port)
         self._numbers = itertools.count()
-
-    def close(self) -> None:
-        self._daemon.close()
-        self._names.close()
 
     @property
     def pids(self) -> list[int]:
-        return [*self._daemon.pids, *self._names.pids]
+        return [*super().pids, *self._names.pids]
 
     @contextlib.asynccontextmanager
     async def _producer(self) -> AsyncIterator[Any]:
@@ -109,7 +111,7 @@ class RabbitMQ(Peer):
             Way(
                 f"`send_batch` of {batch:,}, confirms by callback",
                 lambda records: asyncio.run(self._append(records, batch)),
-                "as it comes", NEVER, equal=True,
+                "as it comes", NEVER, in_flight=_WINDOW, equal=True,
             )
         ]  # fmt: skip
 
@@ -165,7 +167,7 @@ class RabbitMQ(Peer):
             Way(
                 f"callback, `store_offset` every {size:,}",
                 lambda count, size=size: asyncio.run(self._consume(count, size)),
-                "–", NEVER, f"{size:,}", equal=size == batch,
+                "–", NEVER, f"{size:,}", in_flight=PUSHED, equal=size == batch,
             )
             for size in (batch, 10 * batch)
         ]  # fmt: skip

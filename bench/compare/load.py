@@ -12,16 +12,16 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
-from ..harness import Crowd
+from ..crowd import Crowd
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..harness import Gate
-    from .peer import Once, OnceAsync, Peer
+    from ..crowd import Gate
+    from .peers.peer import Once, OnceAsync, Peer
 
 _CONNECT_SECONDS: Final = 60.0
-
+_END_SECONDS: Final = 60.0  # of what was begun when the time was over
 
 Part: TypeAlias = tuple[float, float, list[float]]  # when it began and ended; of each, the seconds
 
@@ -67,9 +67,7 @@ def threads(peer: Peer, clients: int, record: bytes, duration: float) -> Taken:
 
     def client() -> None:
         try:
-            opened = peer.one()
-            assert opened is not None
-            with opened as once:
+            with peer.one() as once:
                 once(record)
                 barrier.wait(_CONNECT_SECONDS)
                 parts.append(_repeat(once, record, duration))
@@ -77,13 +75,16 @@ def threads(peer: Peer, clients: int, record: bytes, duration: float) -> Taken:
             errors.append(error)
             barrier.abort()
 
-    workers = [threading.Thread(target=client) for _ in range(clients)]
+    workers = [threading.Thread(target=client, daemon=True) for _ in range(clients)]
     for worker in workers:
         worker.start()
+    deadline = time.monotonic() + _CONNECT_SECONDS + duration + _END_SECONDS
     for worker in workers:
-        worker.join()
+        worker.join(max(0.0, deadline - time.monotonic()))
     if errors:
         raise errors[0]
+    if any(worker.is_alive() for worker in workers):
+        raise TimeoutError(f"not all of {clients} threads came to their end")
     return _joined(parts)
 
 
@@ -94,27 +95,23 @@ def tasks(peer: Peer, in_flight: int, record: bytes, duration: float) -> Taken:
 async def _tasks(
     peer: Peer, in_flight: int, record: bytes, duration: float, ready: Callable[[], None]
 ) -> list[Part]:
-    opened = peer.many(in_flight)
-    assert opened is not None
-    async with opened as once:
+    async with peer.many(in_flight) as once:
         await asyncio.gather(*(once(record) for _ in range(in_flight)))
         ready()
-        return await asyncio.gather(
-            *(_repeat_async(once, record, duration) for _ in range(in_flight))
-        )
+        async with asyncio.timeout(duration + _END_SECONDS):
+            return await asyncio.gather(
+                *(_repeat_async(once, record, duration) for _ in range(in_flight))
+            )
 
 
 def processes(peer: Peer, clients: int, record: bytes, duration: float) -> Taken:
     """Each with the blocking client, or, where there is none, the asyncio one and one task."""
-    blocking = peer.one() is not None
 
     def client(_number: int, gate: Gate) -> Part:
-        if not blocking:
+        if not peer.blocking:
             [part] = asyncio.run(_tasks(peer, 1, record, duration, gate.ready))
             return part
-        opened = peer.one()
-        assert opened is not None
-        with opened as once:
+        with peer.one() as once:
             once(record)
             gate.ready()
             return _repeat(once, record, duration)

@@ -22,15 +22,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import psycopg
 
-from ..harness import free_port
-from .peer import LATER, SYNCED, Daemon, Missing, Peer, Way, chunks, versions
+from ...harness import seconds_of
+from ...server import Daemon, free_port
+from .peer import LATER, SYNCED, Missing, Peer, Way, chunks, versions
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
 
     from .peer import Once, OnceAsync
 
-_SCRIPT: Final = Path(__file__).resolve().parents[2] / "scripts" / "postgres"
+_SCRIPT: Final = Path(__file__).resolve().parents[3] / "scripts" / "postgres"
 _CONNECTIONS: Final = 300
 COMMIT: Final = {SYNCED: "on", LATER: "off"}
 BULK: Final = "bulk"
@@ -45,7 +46,7 @@ ALTER TABLE {name} ALTER COLUMN value SET STORAGE EXTERNAL;
 
 class Postgres(Peer):
     name = "PostgreSQL table"
-    kept: ClassVar = {kept: f"synchronous_commit {commit}" for kept, commit in COMMIT.items()}
+    means: ClassVar = {each: f"synchronous_commit {commit}" for each, commit in COMMIT.items()}
 
     @classmethod
     def check(cls) -> None:
@@ -53,39 +54,35 @@ class Postgres(Peer):
         if found.returncode:
             raise Missing(found.stderr.strip())
 
-    def __init__(self, directory: Path, kept: str) -> None:
+    def _start(self) -> None:
+        directory = self._directory
         directory.mkdir()
         port = free_port()
         settings = [
             "listen_addresses=127.0.0.1", f"port={port}", f"max_connections={_CONNECTIONS}",
-            f"synchronous_commit={COMMIT[kept]}", "shared_buffers=512MB", "max_wal_size=4GB",
+            f"synchronous_commit={COMMIT[self._durability]}", "shared_buffers=512MB",
+            "max_wal_size=4GB",
         ]  # fmt: skip
         # Its user has to get at a directory below one that is private to us.
         for parent in (directory, *directory.parents[:1]):
             parent.chmod(0o755)
-        self._daemon = Daemon(
-            [_SCRIPT, "serve", directory, *settings], directory, stop=signal.SIGINT
-        )
+        daemon = Daemon([_SCRIPT, "serve", directory, *settings], directory, stop=signal.SIGINT)
+        self._daemon = self._stack.enter_context(daemon)
         self._where: dict[str, Any] = {
             "host": "127.0.0.1", "port": port, "user": "postgres", "autocommit": True
         }  # fmt: skip
-        self._daemon.await_(self._connect_once, psycopg.OperationalError)
+        daemon.wait_for(self._connect_once, psycopg.OperationalError)
         self.client = versions("psycopg", "psycopg-binary").partition(",")[0] + ", binary"
-        self._connection = psycopg.connect(**self._where)
+        connection = psycopg.connect(**self._where)
+        self._connection = self._stack.enter_context(contextlib.closing(connection))
+        version, minor = divmod(connection.info.server_version, 10_000)
+        self.server = f"PostgreSQL {version}.{minor}"
         for name in (BULK, STORED, ONE):
             self._connection.execute(_TABLE.format(name=name))
         self._connection.execute("CREATE TABLE cursors (name text PRIMARY KEY, id bigint)")
 
     def _connect_once(self) -> None:
         psycopg.connect(**self._where).close()
-
-    def close(self) -> None:
-        self._connection.close()
-        self._daemon.close()
-
-    @property
-    def pids(self) -> list[int]:
-        return self._daemon.pids
 
     # --- many at a time -----------------------------------------------------------------------
 
@@ -100,9 +97,7 @@ class Postgres(Peer):
         ]  # fmt: skip
 
     def _append(self, records: Sequence[bytes], batch: int) -> float:
-        began = time.perf_counter()
-        self._copy(BULK, records, batch)
-        seconds = time.perf_counter() - began
+        seconds = seconds_of(lambda: self._copy(BULK, records, batch))
         self._connection.execute("TRUNCATE bulk")
         return seconds
 

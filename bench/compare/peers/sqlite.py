@@ -14,11 +14,11 @@ import sqlite3
 import time
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
+from ...harness import seconds_of
 from .peer import LATER, SYNCED, Peer, Way, chunks, versions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     from .peer import Once
 
@@ -27,30 +27,31 @@ SYNCHRONOUS: Final = {SYNCED: "FULL", LATER: "NORMAL"}
 
 class SQLite(Peer):
     name = "SQLite file"
-    kept: ClassVar = {kept: f"WAL, synchronous {how}" for kept, how in SYNCHRONOUS.items()}
+    means: ClassVar = {each: f"WAL, synchronous {how}" for each, how in SYNCHRONOUS.items()}
+    asynchronous = False
     processes = False  # persist-queue is for the threads of one
+    shares_syncs = False
 
     @classmethod
     def check(cls) -> None:
         versions("persist-queue")
 
-    def __init__(self, directory: Path, kept: str) -> None:
+    def _start(self) -> None:
+        directory = self._directory
         directory.mkdir()
-        self._directory = directory
-        self._synced = kept == SYNCED
+        self.server = "no server"
         self.client = f"sqlite3 {sqlite3.sqlite_version}, {versions('persist-queue')}"
-        self._connection = self._open()
+        self._connection = self._stack.enter_context(contextlib.closing(self._open()))
         self._connection.execute("PRAGMA journal_mode=WAL")
-        self._connection.execute(f"PRAGMA synchronous={SYNCHRONOUS[kept]}")
+        self._connection.execute(f"PRAGMA synchronous={SYNCHRONOUS[self._durability]}")
         for name in ("bulk", "stored"):
             self._connection.execute(f"CREATE TABLE {name} (id INTEGER PRIMARY KEY, value BLOB)")
         self._connection.execute("CREATE TABLE cursors (name TEXT PRIMARY KEY, id INTEGER)")
+        if self._durability == SYNCED:
+            self._one = self._stack.enter_context(contextlib.closing(self._queue("one")))
 
     def _open(self) -> sqlite3.Connection:
         return sqlite3.connect(self._directory / "queue.db", isolation_level=None)
-
-    def close(self) -> None:
-        self._connection.close()
 
     # --- many at a time -----------------------------------------------------------------------
 
@@ -63,14 +64,12 @@ class SQLite(Peer):
             )
             for size in (batch, 10 * batch)
         ]  # fmt: skip
-        if self._synced:
+        if self._durability == SYNCED:
             ways.append(Way("persist-queue, `put`", self._put, "1", "1"))
         return ways
 
     def _append(self, records: Sequence[bytes], batch: int) -> float:
-        began = time.perf_counter()
-        self._insert("bulk", records, batch)
-        seconds = time.perf_counter() - began
+        seconds = seconds_of(lambda: self._insert("bulk", records, batch))
         self._connection.execute("DELETE FROM bulk")
         return seconds
 
@@ -87,14 +86,8 @@ class SQLite(Peer):
         return SQLiteQueue(str(self._directory / name), multithreading=True)
 
     def _put(self, records: Sequence[bytes]) -> float:
-        queue = self._queue(f"put-{time.monotonic_ns()}")
-        try:
-            began = time.perf_counter()
-            for record in records:
-                queue.put(record)
-            return time.perf_counter() - began
-        finally:
-            queue.close()
+        with contextlib.closing(self._queue(f"put-{time.monotonic_ns()}")) as queue:
+            return seconds_of(lambda: [queue.put(record) for record in records])
 
     def fill(self, records: Sequence[bytes]) -> None:
         self._connection.execute("DELETE FROM stored")
@@ -132,6 +125,5 @@ class SQLite(Peer):
 
     @contextlib.contextmanager
     def one(self) -> Iterator[Once]:
-        """persist-queue's; of many threads, each has a queue object over the same file."""
-        with contextlib.closing(self._queue("one")) as queue:
-            yield queue.put
+        """persist-queue's, which threads share, as its documentation has it."""
+        yield self._one.put

