@@ -800,6 +800,12 @@ MUTANTS: Final = (
         ),
     ),
     Mutant(
+        "who vanishes is blamed for what another has settled",
+        "directed",
+        (Edit("rlog.state:Cursor.lost_member", "if not self._is_done(o)", ""),),
+        "test_who_vanishes_is_not_blamed_for_what_another_has_settled_since_a_start",
+    ),
+    Mutant(
         "suspects are delivered beside others",
         "sharing",
         (Edit(f"{DISPATCH}.assign", "if offset in alone:", "if False:"),),

@@ -370,6 +370,11 @@ class Sharing(Consumer):
     def is_settled(self, offset: int) -> bool:
         return offset < self.committed or offset in self.settled
 
+    def is_done(self, offset: int) -> bool:
+        """Settled, and not to come again."""
+        parked = self.parked.get(offset)
+        return self.is_settled(offset) and not (parked is not None and parked.redriven)
+
     def redrive(self, offsets: Sequence[int]) -> None:
         for offset in offsets:
             parked = self.parked.get(offset)
@@ -499,8 +504,7 @@ class SharedChecker(Checker):
                 self.say(f"{offset} is said to be in hand, and was not: {control}")
             if offset in others:
                 self.say(f"{offset} is believed to be in hand, and another has it")
-            parked = sharing.parked.get(offset)
-            if sharing.is_settled(offset) and not (parked is not None and parked.redriven):
+            if sharing.is_done(offset):
                 self.say(f"{offset} is believed to be in hand, and is settled")
         for offset in seat.hands - kept:
             sharing.freed[offset] = 0
@@ -520,7 +524,10 @@ class SharedChecker(Checker):
                 sharing.leave(epoch, made.frame)
 
     def _vanish(self, made: Decision, sharing: Sharing, control: Vanish | Lapse) -> None:
-        """Of several in hand none is counted, and each is delivered alone."""
+        """Of several in hand none is counted, and each is delivered alone. What another has settled
+        since is nobody's fault: after a start in which the end of a claim was lost, it came back
+        with what it had been given when that claim ended.
+        """
         if not made.facts:
             return
         [fact] = made.facts
@@ -529,9 +536,10 @@ class SharedChecker(Checker):
         if isinstance(control, Vanish):
             if seat.peer is not None:
                 self.say(f"{control.epoch} is there, and is said to have vanished")
-            if len(seat.begun) == 1:
-                sharing.count(seat.begun[0], sharing.attempts(seat.begun[0]) + 1)
-            sharing.alone.update(seat.begun)
+            begun = [offset for offset in seat.begun if not sharing.is_done(offset)]
+            if len(begun) == 1:
+                sharing.count(begun[0], sharing.attempts(begun[0]) + 1)
+            sharing.alone.update(begun)
         else:
             seconds = seat.hand_seconds
             late = [

@@ -8,8 +8,11 @@ import pytest
 
 from rlog import driver as drivers
 from rlog.decisions import Leave
+from rlog.decisions.desk import FIRST_RIGHT_SECONDS
 from rlog_client import errors, model, protocol
-from rlog_client.protocol import Claimed, Committed, Done, Judged
+from rlog_client.protocol import Assigned, Claimed, Committed, Done, Judged
+from tests.schedules.record import Given, Recorder, recording
+from tests.schedules.sharing import SharedChecker
 from tests.schedules.world import LOG, World, code
 from tests.shared.seat import NAME, Seat, world_of
 from tests.storage.history import ABSENT
@@ -104,6 +107,47 @@ def test_a_record_that_is_parked_in_the_frame_of_a_lapse_is_not_counted() -> Non
     world.pump()
     assert failed(world) == {1: 1}
     assert a.client.lost_claims == [(LOG, NAME, 1)]
+
+
+@pytest.mark.parametrize("ends", ["evicted", "vanished"])
+@pytest.mark.parametrize("several", [False, True])
+def test_who_vanishes_is_not_blamed_for_what_another_has_settled_since_a_start(
+    ends: str, several: bool
+) -> None:
+    """The end of its claim was lost in a crash; another had been given its record, and came back
+    with it. The checker of the schedules held the record to have failed.
+    """
+    recorder = Recorder()
+    with recording(recorder):
+        world = world_of([None] * 2, recorder=recorder)
+        a, b = Seat(world), Seat(world, "b")
+        begun = (0, 1) if several else (0,)
+        assert a.take(len(begun)) == list(begun)
+        [given] = a.all(Assigned)
+        landed, now = world.server.driver.journal.tail(), world.clock.now
+        recorder.entries.append(Given(a.client, NAME, a.epoch, given, now, landed))
+        a.commit(begun=begun)
+        world.restart()
+        b = Seat(world, "b", epoch=b.epoch)
+        world.clock.now += FIRST_RIGHT_SECONDS
+        if ends == "evicted":
+            world.ask(world.client("admin"), protocol.Evict(LOG, NAME, a.client.name))
+        assert world.fly(), "that its claim is over is not durable yet"
+        assert b.take(1) == [0]
+        world.restart()
+        b = Seat(world, "b", epoch=b.epoch, in_hand=[0])
+        assert b.claimed.in_hand == [0]
+        b.commit(0)
+        world.sleep(FIRST_RIGHT_SECONDS)
+        shared = world.cursor(NAME).shared
+        assert shared is not None
+        assert list(shared.members) == [b.epoch]
+    left = {1} if several else set()
+    assert (failed(world), alone(world)) == (dict.fromkeys(left, 1), left)
+    checker = SharedChecker(always=True)
+    checker.run(recorder.entries)
+    checker.compare(world.log, world.values(), [])
+    assert checker.wrong == []
 
 
 @pytest.mark.parametrize("taken", [False, True])
