@@ -34,7 +34,7 @@ MANY: Final = "many"
 INTERVAL: Final = {SYNCED: "always", LATER: "2m"}
 ATOMIC_MAX: Final = 1000  # messages of one atomic batch, a limit of the server's
 ATOMIC_AT_ONCE: Final = 8  # batches: their order among each other is then nobody's
-_PUSHED_MAX: Final = 100  # batches without an acknowledgement
+_PUSHED_MAX: Final = 8  # batches without an acknowledgement; the server cuts off who has too much
 _SECONDS: Final = 60.0
 _CONFIGURATION: Final = """\
 listen: 127.0.0.1:{port}
