@@ -767,10 +767,6 @@ class Assigned(Control):
     redriven: list[int] = []
     forget: list[int] = []
 
-    def __post_init__(self) -> None:
-        if len(self.failed) % 2:
-            raise ValueError("an offset without its failed attempts")
-
 
 class Standing(Control):
     """Pushed to the members of a shared consumer: it is ``paused`` now, or not any more."""

@@ -644,6 +644,8 @@ class Session:
             stock.append(Chunk(control, payload))
         elif isinstance(control, Assigned) and not subscription.shared:
             raise ProtocolError("records were assigned to one who shares none")
+        elif isinstance(control, Assigned) and len(control.failed) % 2:
+            raise ProtocolError("an offset without its failed attempts")
         elif isinstance(control, Damaged | Assigned):
             stock.append(control)
         elif isinstance(control, Recall):
