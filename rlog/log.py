@@ -31,8 +31,8 @@ Buffer = bytes | bytearray | memoryview
 
 class Chunk(NamedTuple):
     """Whole batches, contiguous, the first of which holds the offset asked for; none where that is
-    too large. ``next``: the offset after them; ``following``: how many bytes the batch
-    there has, 0 where that was not seen.
+    too large. ``next``: the offset after them; ``following``: how many bytes the batch there has, 0
+    where that was not seen.
     """
 
     data: memoryview

@@ -80,7 +80,7 @@ def test_what_is_no_bytes_is_a_type_error_that_names_encode(log: rlog.Log) -> No
         with pytest.raises(TypeError, match=r"\.encode\(\)"):
             producer.extend(["text"])  # type: ignore[list-item]  # refused
     with pytest.raises(TypeError, match=r"\.encode\(\)"):
-        log.append("text")  # type: ignore[arg-type]
+        log.append("text")  # type: ignore[arg-type]  # refused
     log.append(b"as before")
 
 
@@ -291,7 +291,9 @@ def test_what_does_not_follow_is_sent_again_under_another_id(peer: Peer, log: rl
     producer = log.producer(linger=100.0, batch_bytes=200)
     assert producer.send(b"0").result() == 0
     peer.refuse = lambda c: (
-        rlog.Conflict("does not follow", end=1) if appends(c) and c.after == 0 else None  # type: ignore[attr-defined]
+        rlog.Conflict("does not follow", end=1)
+        if isinstance(c, protocol.Append) and c.after == 0
+        else None
     )
     second = producer.send(b"1")
     assert second.result() == 1

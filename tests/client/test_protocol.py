@@ -123,8 +123,8 @@ def test_a_control_is_standard_msgpack(control: protocol.Control, payload: bytes
 def test_only_a_greeting_comes_first() -> None:
     with pytest.raises(ProtocolError):
         feed(connection(greeted=False), stream([(protocol.Ping(), b"")]), [100])
-    hello = [(protocol.Hello(1, "n"), b"")]
-    assert len(feed(connection(greeted=False), stream(hello), [100])) == 1  # type: ignore[arg-type]
+    hello: list[tuple[protocol.Control, bytes]] = [(protocol.Hello(1, "n"), b"")]
+    assert len(feed(connection(greeted=False), stream(hello), [100])) == 1
 
 
 def test_lengths_are_judged_before_anything_is_allocated() -> None:

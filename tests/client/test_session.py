@@ -327,9 +327,9 @@ def come_back(session: Session, welcome: protocol.Welcome = WELCOME) -> list[int
     return [request_of(piece) for piece in heads]
 
 
-def held(session: Session, epoch: int = 0) -> tuple[Claiming, list[protocol.Control]]:
+def held(session: Session, epoch: int = 0) -> tuple[Claiming, list[protocol.Claimed]]:
     """A claim, and what it was answered with."""
-    answers: list[protocol.Control] = []
+    answers: list[protocol.Claimed] = []
 
     def control() -> protocol.Claim:
         return protocol.Claim(1, "c", OLDEST, b"token", epoch=epoch)
@@ -392,7 +392,7 @@ def test_claims_go_out_before_everything_else() -> None:
     sent = come_back(session)
     assert sent == [claiming.call.request, request]
     session.received(encode(sent[0], protocol.Claimed(3, 11)))
-    assert [each.committed for each in answers] == [10, 11]  # type: ignore[attr-defined]
+    assert [each.committed for each in answers] == [10, 11]
 
 
 def test_a_claim_that_waits_comes_back_with_its_ticket() -> None:

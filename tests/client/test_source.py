@@ -16,14 +16,16 @@ from rlog_client.session import LOAN_BYTES
 from rlog_client.transport import AHEAD_BYTES
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from rlog_client.session import Subscription
     from rlog_client.steps import Steps
 
     from .peer import Peer
 
 
-def offsets(records: object) -> list[int]:
-    return [record.offset for record in records]  # type: ignore[attr-defined]
+def offsets(records: Iterable[rlog.Record]) -> list[int]:
+    return [record.offset for record in records]
 
 
 def fill(peer: Peer, batches: int, count: int = 10) -> None:
@@ -195,7 +197,7 @@ def test_a_flipped_byte_on_the_way_is_corrupt_data_with_its_address(
     def flipping(request: int, control: protocol.Control, payload: bytes = b"") -> None:
         send(request, control, bytes(damaged) if payload == original else payload)
 
-    line.send = flipping  # type: ignore[method-assign]
+    line.send = flipping  # type: ignore[method-assign]  # of this line alone
     seen: list[int] = []
     with pytest.raises(rlog.CorruptData) as raised:
         seen.extend(r.offset for r in reader)
@@ -396,7 +398,7 @@ def test_what_is_no_verdict_is_a_type_error(peer: Peer, log: rlog.Log) -> None:
     fill(peer, 1)
     with log.consumer("c") as consumer:
         with pytest.raises(TypeError):
-            consumer.process(lambda r: True)  # type: ignore[arg-type,return-value]
+            consumer.process(lambda r: True)  # type: ignore[arg-type,return-value]  # refused
         assert consumer.committed == 0
 
 

@@ -119,11 +119,11 @@ class Peer(ABC):
 
     def one(self) -> AbstractContextManager[Once]:
         """A ``blocking`` client of its own: for threads and processes."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{self.name} has no blocking client here")
 
     def many(self, in_flight: int) -> AbstractAsyncContextManager[OnceAsync]:
         """An ``asynchronous`` client, for so many tasks at once."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{self.name} has no asynchronous client here")
 
     def seconds(self) -> float:
         """Processor seconds that its server used so far."""
@@ -141,6 +141,18 @@ class Peer(ABC):
         # A client whose server is gone may say so; all that is left is ended nevertheless.
         with contextlib.suppress(Exception):
             self._stack.close()
+
+
+def by_key_range(client: str, batch: int, consume: Callable[[int, int], float]) -> list[Way]:
+    """How a queue table is read; ``consume(count, batch)``: seconds."""
+    return [
+        Way(
+            f"{client}key range, LIMIT {size:,}, the cursor in the same transaction",
+            lambda count, size=size: consume(count, size),
+            "–", f"{size:,}", f"{size:,}", equal=size == batch,
+        )
+        for size in (batch, 10 * batch)
+    ]  # fmt: skip
 
 
 def versions(*names: str) -> str:

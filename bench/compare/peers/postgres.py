@@ -24,7 +24,7 @@ import psycopg
 
 from ...harness import seconds_of
 from ...server import Daemon, free_port
-from .peer import LATER, SYNCED, Missing, Peer, Way, chunks, versions
+from .peer import LATER, SYNCED, Missing, Peer, Way, by_key_range, chunks, versions
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
@@ -116,14 +116,7 @@ class Postgres(Peer):
         self._connection.execute("ANALYZE stored")
 
     def consumes(self, batch: int) -> list[Way]:
-        return [
-            Way(
-                f"key range, LIMIT {size:,}, the cursor in the same transaction",
-                lambda count, size=size: self._consume(count, size),
-                "–", f"{size:,}", f"{size:,}", equal=size == batch,
-            )
-            for size in (batch, 10 * batch)
-        ]  # fmt: skip
+        return by_key_range("", batch, self._consume)
 
     def _consume(self, count: int, batch: int) -> float:
         connection = self._connection

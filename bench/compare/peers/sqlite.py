@@ -15,7 +15,7 @@ import time
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from ...harness import seconds_of
-from .peer import LATER, SYNCED, Peer, Way, chunks, versions
+from .peer import LATER, SYNCED, Peer, Way, by_key_range, chunks, versions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -94,14 +94,7 @@ class SQLite(Peer):
         self._insert("stored", records, 10_000)
 
     def consumes(self, batch: int) -> list[Way]:
-        return [
-            Way(
-                f"sqlite3, key range, LIMIT {size:,}, the cursor in the same transaction",
-                lambda count, size=size: self._consume(count, size),
-                "–", f"{size:,}", f"{size:,}", equal=size == batch,
-            )
-            for size in (batch, 10 * batch)
-        ]  # fmt: skip
+        return by_key_range("sqlite3, ", batch, self._consume)
 
     def _consume(self, count: int, batch: int) -> float:
         connection = self._connection
