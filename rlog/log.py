@@ -142,9 +142,8 @@ class LogFiles:
 
     def reserved(self, place: Place, size: int) -> bool:
         """``reserve`` has nothing to do."""
-        base = place.segment
-        have = self._reserved.get(base, 0)
-        return base == self._base and base in self._dirty and place.position + size <= have
+        base, end = place.segment, place.position + size
+        return base == self._base and base in self._dirty and end <= self._reserved[base]
 
     def reserve(self, place: Place, size: int, roll_bytes: int) -> None:
         """Make sure that ``write`` at ``place`` cannot run out of space.

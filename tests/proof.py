@@ -2,7 +2,7 @@
 
     python -m tests.proof                  the stages that this commit has not passed yet
     python -m tests.proof --only power     one of them, whether it has passed or not
-    python -m tests.proof --table          what the last results counted, as the README has it
+    python -m tests.proof --table          what the last results counted, as tests/PROOF.md has it
 
 Each stage is a run of pytest with ``--long`` over some of the tests, with a seed of its own, which
 is shown. Its result is appended to ``proof/results.jsonl``: what ``tests/report.py`` writes of a
@@ -131,16 +131,23 @@ def run(stage: Stage, seed: int) -> dict[str, Any]:
 
 
 def table(results: Results) -> str:
-    """In Markdown: what was counted, added up over the stages."""
+    """In Markdown: the last run of each stage; what was counted, added up over them."""
     counts: Counter[str] = Counter()
     planted = []
+    lines = [
+        "| stage | harness | promises | tests passed | failed | minutes | seed | commit |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for stage in STAGES:
         if (result := results.of.get(stage.name)) is not None:
             counts.update(result["counts"])
             planted += result["planted"]
-    lines = ["| what | how many |", "|---|---|"]
-    lines += [f"| {name} | {number:,} |" for name, number in sorted(counts.items())]
+            minutes = f"{result['seconds'] / 60:.1f}"
+            ran = (result["passed"], result["failed"], minutes, result["seed"], result["commit"])
+            lines.append(f"| {' | '.join(map(str, (*stage[:3], *ran)))} |")
     caught = sum(bool(each["caught"]) for each in planted)
+    lines += ["", "| what | how many |", "|---|---|"]
+    lines += [f"| {name} | {number:,} |" for name, number in sorted(counts.items())]
     lines.append(f"| rules switched off, each noticed by name | {caught} of {len(planted)} |")
     return "\n".join(lines)
 

@@ -192,7 +192,6 @@ def share(
     parked = {call.offset for call in calls if call.verdict == "park"}
     assert info.parked <= len(parked)
     return {
-        "seed": seed,
         "records": len(keys),
         "members": len(crowd.files),
         **crowd.counts,

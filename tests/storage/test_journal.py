@@ -586,6 +586,22 @@ def test_only_a_file_that_is_wholly_trimmed_is_used_again() -> None:
         journal.read(1)
 
 
+def test_a_file_of_one_frame_is_not_used_again_before_that_is_trimmed() -> None:
+    disk, journal = made()
+    append(journal)
+    [first] = file_names(disk)
+    again = opened(disk)
+    append(again)
+    assert again.prepare()
+    assert first in disk.paths()
+    assert again.files_above(0) == 2
+    again.trim(1)
+    again._spare = False
+    disk.unlink("journal/spare")
+    assert again.prepare()
+    assert first not in disk.paths()
+
+
 def test_a_file_that_is_used_again_begins_with_a_zero_page_on_the_disk() -> None:
     disk, journal = made()
     for _ in range(7):
@@ -638,6 +654,9 @@ def test_a_spare_that_holds_what_is_missing_is_refused_and_an_old_one_is_not() -
     disk.create("journal/0000000002").write(
         0, [frame_of([], number=5, previous=later.crc)[0].ljust(FILE, b"\0")]
     )
+    assert opened(disk, later, 4).spare
+    # And of these the highest is the last one that there is.
+    disk.replace("journal/spare", frame_of([], number=5)[0].ljust(FILE, b"\0"))
     assert opened(disk, later, 4).spare
     disk.unlink("journal/0000000002")
     newer = frame_of([], number=4, previous=mark.crc)[0].ljust(FILE, b"\0")
@@ -699,8 +718,9 @@ def test_after_a_failed_sync_of_the_directory_none_is_made_for_the_next_file_eit
         journal.prepare()
     journal._spare = spare  # one that was made before
     syncs = disk.calls["sync_directory"]
-    with pytest.raises(OSError, match="the journal failed before"):
+    with pytest.raises(OSError, match="the journal failed before") as caught:
         append(journal)
+    assert caught.value.errno == errno.EIO
     assert disk.calls["sync_directory"] == syncs
     assert journal.wait(journal.tail() + 1) is Outcome.UNKNOWN
 

@@ -274,6 +274,17 @@ def test_without_space_a_reservation_fails_and_a_later_one_succeeds() -> None:
     laid.files.reserve(new, 2 * RESERVE_MIN, ROLL)
 
 
+def test_with_little_space_no_more_is_reserved_than_is_needed() -> None:
+    laid = Laid([100])
+    have = len(laid.disk.contents(path(1, 0)))
+    laid.disk.free = 3
+    place = Place(1, 0, have - 10, False)
+    laid.files.reserve(place, 10 + PAGE, ROLL)
+    assert len(laid.disk.contents(path(1, 0))) == have + PAGE
+    assert laid.files.reserved(place, 10 + PAGE)
+    assert not laid.files.reserved(place, 11 + PAGE)
+
+
 def test_what_fails_for_another_reason_than_space_is_not_tried_for_less() -> None:
     laid = Laid([100])
     laid.disk.fail("allocate", laid.disk.calls["allocate"] + 1, errno.EIO)

@@ -69,8 +69,12 @@ def test_nothing_behind_the_extent_is_walked() -> None:
     assert walked(more) == walked(DATA)
 
 
-@pytest.mark.parametrize(("length", "share"), [(2_000_000, 0.02), (100_000, 1.01), (100, 1.01)])
-def test_a_walk_reads_long_bodies_not_at_all_and_others_once(length: int, share: float) -> None:
+@pytest.mark.parametrize(
+    ("length", "share", "times"), [(2_000_000, 0.02, 20), (100_000, 1.01, 7), (100, 1.01, 1)]
+)
+def test_a_walk_reads_long_bodies_not_at_all_and_others_once(
+    length: int, share: float, times: int
+) -> None:
     data, extent = segment_of([[bytes(length)]] * 20, base=0)
     read = []
 
@@ -80,7 +84,7 @@ def test_a_walk_reads_long_bodies_not_at_all_and_others_once(length: int, share:
 
     assert sound(list(walk(counted, extent))) == list(range(20))
     assert sum(map(len, read)) <= share * len(data)
-    assert len(read) <= 20
+    assert len(read) <= times
 
 
 def test_an_empty_segment_has_nothing() -> None:
@@ -317,6 +321,7 @@ def test_what_was_declared_lost_is_told_and_what_stands_around_it_is_found() -> 
         found = walked(data, EXTENT._replace(length=len(data)))
         (damage,) = (each for each in found if isinstance(each, Damage))
         assert (damage.declared, damage.first, damage.end) == (True, base, behind)
+        assert "as a repair declared" in damage.reason
         assert sound(found) == [b for b in [100, 101, 104, 105] if not base <= b < behind]
         # Beside damage, too: which alone is damage.
         hit = 0 if begin else PLACES[3]
@@ -324,6 +329,15 @@ def test_what_was_declared_lost_is_told_and_what_stands_around_it_is_found() -> 
                        EXTENT._replace(length=len(data)))  # fmt: skip
         assert covered(again, EXTENT)
         assert [each.declared for each in again if isinstance(each, Damage)].count(False) == 1
+
+
+def test_what_was_declared_lost_at_the_very_end_is_found_behind_damage() -> None:
+    data = DATA[: PLACES[3]] + lost(EXTENT.log, 105, 112, 9)
+    found = walked(flip(data, PLACES[2]), EXTENT._replace(length=len(data)))
+    assert sound(found) == [100, 101]
+    damage = [each for each in found if isinstance(each, Damage)]
+    assert [(each.first, each.end) for each in damage] == [(104, 105), (105, 112)]
+    assert [each.declared for each in damage] == [False, True]
 
 
 def test_more_offsets_than_one_header_covers_are_declared_by_several() -> None:
