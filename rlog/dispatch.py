@@ -7,6 +7,8 @@ its members say they have in hand. Rules:
   The others stand behind it, in order. So a retry holds up its key and nothing else.
 - A record is out until its settlement is durable (the broker says so by an effect): should that be
   lost in a crash, nothing of its key has overtaken it.
+- From a place at which the cursor is only decided to stand, nothing is given out: should that be
+  lost in a crash, those who had it from there would come back with it, ahead of what goes before.
 - Whoever loses its connection keeps its records until somebody else could use them: then its
   claim is over, durably first. After a start all members come back before anything is given out,
   and the keys of what they have in hand are looked up before anything else is.
@@ -144,6 +146,7 @@ class Dispatch:
         self.chunk: tuple[tuple[int, int], int, memoryview] | None = None
         self._awaited: set[int] = set()  # members from before the start, who come back first
         self._await_until = _NEVER
+        self._moving = False  # the cursor is to stand somewhere else, which is not durable yet
         # When records that failed are due: by offset, and as a heap, which may hold more. It stays
         # when all else is looked up anew.
         self._due_at: dict[int, float] = {}
@@ -189,8 +192,10 @@ class Dispatch:
 
     @property
     def awaiting(self) -> bool:
-        """Nothing is given out yet: members may come back from before the start."""
-        return bool(self._awaited)
+        """Nothing is given out yet: members may come back from before the start, or it is not sure
+        from where on.
+        """
+        return bool(self._awaited) or self._moving
 
     def join(self, epoch: int, hand_seconds: float | None) -> Mate:
         self.mates[epoch] = mate = Mate(epoch, hand_seconds)
@@ -253,8 +258,15 @@ class Dispatch:
         if not self.mates:
             self._reset()
 
+    def move(self) -> None:
+        """It is decided that the cursor is put somewhere else, or deleted: ``clear`` follows when
+        that is durable.
+        """
+        self._moving = True
+
     def clear(self) -> None:
         """The cursor was put somewhere else; every claim is over."""
+        self._moving = False
         self.mates.clear()
         self._awaited.clear()
         self._away.clear()
@@ -269,7 +281,7 @@ class Dispatch:
 
     def overstayed(self) -> list[int]:
         """Somebody could use what those have whose connections are lost: their epochs, once."""
-        if self._awaited:
+        if self.awaiting:
             return []
         found = [mate for mate in self._away.values() if not mate.ending]
         for mate in found:
@@ -289,7 +301,7 @@ class Dispatch:
 
     def scan_at(self, end: int) -> int | None:
         """The offset from which on to look up more, below ``end``; None: not now."""
-        if self.head >= end or self._is_full or self._awaited:
+        if self.head >= end or self._is_full or self.awaiting:
             return None
         return self.head
 
@@ -375,7 +387,7 @@ class Dispatch:
 
     def trimmed(self, first: int, error: Callable[[int, int], RlogError]) -> None:
         """The log begins at ``first`` now: what was looked up below and is nobody's, is lost."""
-        if first <= self.first or self._awaited:
+        if first <= self.first or self.awaiting:
             return
         self.first = first
         gone = {o for o in self._ready if o < first}
@@ -520,7 +532,7 @@ class Dispatch:
 
     def assign(self, mate: Mate, count: int, end: int | None) -> list[int]:
         """Up to ``count`` records for a member, the lowest first, and below ``end``."""
-        if self._awaited or self.unknown is not None or (mate.hands and self._is_alone(mate)):
+        if self.awaiting or self.unknown is not None or (mate.hands and self._is_alone(mate)):
             return []
         if self.cursor.paused is not None:
             count = 1 - len(self._holder)  # one is tried
@@ -579,7 +591,7 @@ class Dispatch:
 
     def next_loss(self, mate: Mate) -> Loss | None:
         """Something that is to be told to one member."""
-        if not self._losses or self._awaited:
+        if not self._losses or self.awaiting:
             return None
         if self._losses[0].begin > self.cursor.committed and self._room() <= 0:
             return None  # to pass over it makes one more range

@@ -238,6 +238,8 @@ def ending(books: Books, key: Key, epoch: int) -> Callable[[], None]:
 
 def end_all(desk: Desk, key: Key, shared: Shared) -> None:
     """The cursor is to be put somewhere else, or deleted."""
+    if (group := desk.books.groups.get(key)) is not None:
+        group.move()
     for epoch in shared.members:
         end(desk, key, epoch)
     _then(desk, key, lambda group: group.clear())

@@ -739,6 +739,12 @@ MUTANTS: Final = (
         ),
     ),
     Mutant(
+        "records are given from a place that is not durable yet",
+        "directed",
+        (Edit(f"{MEMBERS}:end_all", "group.move()", "pass"),),
+        "test_nothing_is_given_from_where_the_cursor_stands_before_that_is_durable",
+    ),
+    Mutant(
         "records are settled by one who has them not",
         "sharing",
         (Edit(f"{MEMBERS}:_checked", "not group.has(mate, begin, end)", "False"),),

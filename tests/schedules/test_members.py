@@ -94,6 +94,25 @@ def test_a_key_is_free_when_its_settlement_is_durable_and_not_before() -> None:
     assert b.assigned == [1]
 
 
+def test_nothing_is_given_from_where_the_cursor_stands_before_that_is_durable() -> None:
+    """What was given from there, and is lost by a crash, came back in its member's hands: ahead of
+    the records of the same key before it.
+    """
+    world = world_of([A, A, A])
+    seek = protocol.SeekCursor(LOG, NAME, model.offset(2), force=True)
+    a = Seat(world)
+    world.ask(world.client("admin"), seek)
+    assert world.fly(), "it is decided, and not durable"
+    assert a.take() == []
+    world.restart()
+    a = Seat(world, epoch=a.epoch)
+    assert a.take() == [0]
+    world.ask(world.client("admin"), seek)
+    world.pump()
+    assert a.client.lost_claims == [(LOG, NAME, 1)]
+    assert Seat(world, "b").take() == [2], "and then it is where to go on"
+
+
 # --- who vanishes, lapses or is evicted ---------------------------------------------------------
 
 

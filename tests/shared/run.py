@@ -196,7 +196,8 @@ class Run:
         batch = self.batch_at(offset)
         end = max(batch.header.end, self.first if offset < self.first else 0)
         for entry in self.model.entries[batch.header.base : end]:
-            if entry.gone and entry.at is At.HAND and not entry.looked_up:
+            in_hand = entry.at is At.HAND or not entry.sure  # or was, and nobody may say so yet
+            if entry.gone and in_hand and not entry.looked_up:
                 entry.key = None  # nobody can tell any more
         if offset < self.first:
             self.unreadable(self.group.unreadable(offset, self.first), keep=False)
@@ -481,6 +482,9 @@ class Run:
         to = self.rng.randint(self.first, self.end)
         epochs = list(self.shared.members)
         self.fact(facts.Sought(LOG, NAME, self.cursor.epoch + 1, to, False))
+        self.group.move()
+        for epoch in self.group.mates:
+            assert not self.group.assign(self.mate(epoch), 4, None), "that is not durable yet"
         for epoch in epochs:
             self.ended(epoch)
         self.effects.append(lambda: self.group.clear())
