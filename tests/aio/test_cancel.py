@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -17,9 +18,10 @@ import anyio.lowlevel
 import pytest
 
 import rlog_client as rlog
+from rlog_client import process as processing
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine, Generator
 
     from tests.e2e.serving import Server
 
@@ -214,6 +216,45 @@ def test_a_cancelled_process_releases_and_counts_nothing(
                     await consumer.process(slow)
                 assert await consumer.process(fast) == 2
         assert attempts == [1] * 6
+
+    run(main)
+
+
+@types.coroutine
+def abandoned(
+    coroutine: Coroutine[Any, Any, object], when: Callable[[], bool]
+) -> Generator[Any, Any, None]:
+    """It is let go of in a wait, as by a loop that ends: nothing is thrown in but GeneratorExit."""
+    trap = coroutine.send(None)
+    while not when():
+        trap = coroutine.send((yield trap))
+    coroutine.close()
+
+
+def test_accepted_verdicts_of_a_process_that_is_abandoned_are_not_done_and_come_again(
+    run: Run, server: Server, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processing, "LOOK_SECONDS", 100.0)  # they wait to be sent together
+    stuck: list[int] = []
+
+    async def main() -> None:
+        async def copy(record: rlog.Record) -> rlog.Verdict:
+            if record.offset == 2 and not stuck:
+                stuck.append(record.offset)
+                await anyio.sleep_forever()
+            return rlog.Commit([(f"{name}-out", record.value)])
+
+        async with rlog.connect_async(server.unix) as client:
+            log = await client.log(name, create=True)
+            out = await client.log(f"{name}-out", create=True)
+            await log.append_many([b"0", b"1", b"2"])
+            async with log.consumer("c", block=False) as consumer:
+                await abandoned(consumer.process(copy, in_flight=10), lambda: bool(stuck))
+                [info] = await log.cursors()
+                assert (info.committed, (await out.info()).end) == (0, 0)
+                assert await consumer.process(copy, in_flight=10) == 3
+            values = [record.value async for record in out.reader(rlog.OLDEST, block=False)]
+            assert values == [b"0", b"1", b"2"]
 
     run(main)
 

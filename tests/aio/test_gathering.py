@@ -11,6 +11,7 @@ import pytest
 
 import rlog_client as rlog
 from rlog_client import gathering, protocol
+from rlog_client.batch import parse_header
 from rlog_client.steps import Wait
 
 if TYPE_CHECKING:
@@ -186,6 +187,23 @@ def test_without_an_answer_everybody_is_told_in_time(run: Run, peer: Peer, sent:
     told = run(main)
     expected = rlog.OutcomeUnknown if sent else rlog.ConnectionLost
     assert [type(told[n]) for n in range(2)] == [expected] * 2
+
+
+def test_a_batch_whose_outcome_is_not_known_keeps_its_id(run: Run, peer: Peer) -> None:
+    async def main() -> None:
+        async with rlog.connect_async(peer.url, timeout=0.3) as client:
+            log = await client.log("l")
+            await log.append(b"1")
+            peer.refuse = lambda c: "silence" if isinstance(c, protocol.Append) else None
+            with pytest.raises(rlog.OutcomeUnknown):
+                await log.append(b"2")
+            peer.refuse = lambda c: None
+            await log.append(b"3")
+
+    run(main)
+    first, second = [parse_header(batch) for batch in peer.batches]
+    assert second.producer != first.producer
+    assert second.sequence == 0
 
 
 async def outage(client: Any, peer: Peer) -> None:

@@ -488,6 +488,14 @@ def test_what_was_never_sent_is_known_not_to_be_done() -> None:
     assert unsent.unknown("late") is None
 
 
+def test_what_was_sent_once_may_be_done_though_its_repetition_never_left() -> None:
+    session = greeted()
+    call = session.start(Call(Appended, append=(7, 30)), protocol.Append(1), bytearray(b"one"))
+    assert come_back(session) == [call.request]
+    session.lose("reset once more")
+    assert isinstance(call.unknown("late"), errors.OutcomeUnknown)
+
+
 @pytest.mark.parametrize("control", [protocol.DeleteLog(1), protocol.DeleteCursor(1, "c")])
 def test_what_is_not_there_at_the_second_time_was_deleted_at_the_first(
     control: protocol.Control,

@@ -15,6 +15,8 @@ from rlog_client import protocol
 from rlog_client.session import LOAN_BYTES
 from rlog_client.transport import AHEAD_BYTES
 
+from .peer import Line
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -539,3 +541,25 @@ def test_a_connection_that_is_lost_with_the_answer_to_a_loan_is_no_error(
     monkeypatch.setattr(reader, "_brought", lost)
     assert offsets(reader) == list(range(9))
     assert len(peer.lines) == 2
+
+
+def test_a_recall_behind_the_answer_that_nothing_is_redriven_is_followed(
+    peer: Peer, log: rlog.Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send = Line.send
+    taken: list[protocol.Control] = []
+
+    def together(line: Line, request: int, control: protocol.Control, payload: bytes = b"") -> None:
+        if isinstance(control, protocol.Taken) and not taken:
+            taken.append(control)
+            [subscription] = line.readings
+            recall = protocol.encode(subscription, protocol.Recall())
+            line.socket.sendall(protocol.encode(request, control) + recall)  # one read brings both
+        else:
+            send(line, request, control, payload)
+
+    monkeypatch.setattr(Line, "send", together)
+    with log.consumer("c") as consumer:
+        assert consumer.poll(timeout=0.05) == []
+    asked = [each for each in peer.asked if isinstance(each, protocol.TakeRedriven)]
+    assert len(asked) == 2

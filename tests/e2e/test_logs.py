@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -109,6 +110,22 @@ def test_a_time_is_the_first_record_appended_at_or_after_it(log: rlog.Log) -> No
         assert log.reader(rlog.time(moment)).offset == 3 * i
         after = moment + dt.timedelta(microseconds=1)
         assert log.reader(rlog.time(after)).offset == 3 * (i + 1)
+
+
+def test_a_reader_that_is_closed_leaves_the_others_of_its_client_awake(
+    server: Server, log: rlog.Log
+) -> None:
+    def append() -> None:
+        with server.connect() as elsewhere:
+            elsewhere.log(log.name).append(b"on")
+
+    with log.reader(rlog.LATEST) as stays:
+        with log.reader(rlog.LATEST) as goes:
+            assert goes.poll() == []
+        timer = threading.Timer(0.3, append)
+        timer.start()
+        assert [record.value for record in stays.poll(timeout=10.0)] == [b"on"]
+        timer.join()
 
 
 # --- logs -----------------------------------------------------------------------------------
@@ -334,6 +351,14 @@ def test_trim_lets_whole_segments_go(rolled: rlog.Log) -> None:
     end = rolled.trim(rlog.LATEST)
     assert end <= 21
     assert rolled.append(b"and on") == 21
+
+
+def test_the_time_of_each_record_is_its_place_also_at_the_end_of_a_segment(
+    rolled: rlog.Log,
+) -> None:
+    for record in rolled.reader(rlog.OLDEST, block=False):
+        exactly = rlog.Whence("time", record.timestamp_ns)
+        assert rolled.reader(exactly).offset == record.offset
 
 
 @pytest.mark.parametrize("at", [21, 2**63 - 1])

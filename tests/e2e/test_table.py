@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import rlog_client as rlog
 from rlog.tables import PAGE_KEYS, TABLES_MAX
+from rlog_client.table import TableSteps
 
 from .proxy import Proxy
 from .serving import Server, eventually
@@ -212,6 +213,42 @@ def own_proxy(server: Server) -> Iterator[Proxy]:
     proxy = Proxy(server.tcp)
     yield proxy
     proxy.close()
+
+
+def test_an_interrupt_in_the_midst_of_reading_loses_nothing(
+    keyed: rlog.Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keyed.append_many([rlog.Item(b"v", b"%d" % number) for number in range(4)])
+    chosen = TableSteps._chosen
+
+    def interrupted(self: TableSteps, run: Iterator[rlog.Record]) -> Any:
+        chosen(self, run)
+        raise KeyboardInterrupt
+
+    table = keyed.table()
+    with monkeypatch.context() as patch:
+        patch.setattr(TableSteps, "_chosen", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            next(table)
+    assert [record.offset for record in table] == [0, 1, 2, 3]
+
+
+def test_what_a_client_that_is_gone_was_reading_is_compacted(
+    own_proxy: Proxy, client: rlog.Client, log: rlog.Log
+) -> None:
+    small = client.log(
+        f"{log.name}-small", create=True, key_index=True, compact=True, file_roll_size=4096
+    )
+    items = [rlog.Item(bytes(900), b"%d" % number) for number in range(4)]
+    small.append_many(items)
+    with rlog.connect(own_proxy.url, timeout=1) as gone:
+        table = gone.log(small.name).table()
+        assert next(table).offset == 0
+        own_proxy.close()
+        for _ in range(2):
+            small.append_many(items)
+        kept = small.reader(rlog.OLDEST, block=False)
+        eventually(lambda: kept.seek(rlog.OLDEST) == 0 and next(kept).offset >= 4, "compacted", 15)
 
 
 def test_more_tables_than_are_kept_are_read_all_the_same(keyed: rlog.Log, writer: Writer) -> None:

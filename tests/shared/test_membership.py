@@ -248,6 +248,45 @@ def test_damage_in_a_batch_is_told_to_one_who_passes_over_it() -> None:
     assert world.cursor(NAME).committed == 1
 
 
+def told_of_damage() -> tuple[World, Seat]:
+    """A member that was told that the first record is damaged, and has not passed over it."""
+    world = wide()
+    a = Seat(world)
+    a.lend()
+    read = a.read()
+    assert read is not None
+    a.membership.deliver(read, rot(read))
+    a.pump()
+    assert [each.next for each in a.all(Damaged)] == [1]
+    return world, a
+
+
+def test_what_one_was_told_of_who_left_before_passing_over_it_is_told_to_the_next() -> None:
+    world, a = told_of_damage()
+    b = Seat(world, "b")
+    world.leave(a.client)
+    assert b.take() + b.take() == [1, 2]
+    b.lend()
+    b.pump()  # nothing is left but what the other had
+    world.pump()
+    b.pump()
+    assert [each.next for each in b.all(Damaged)] == [1]
+    assert isinstance(b.commit(0, 1, 2), protocol.Committed)
+    assert world.cursor(NAME).committed == 3
+
+
+def test_what_one_was_told_of_whose_connection_was_lost_is_told_again_on_the_next() -> None:
+    world, a = told_of_damage()
+    world.leave(a.client)
+    again = Seat(world, epoch=a.epoch, in_hand=[])
+    assert again.epoch == a.epoch
+    again.lend()
+    again.pump()
+    assert [each.next for each in again.all(Damaged)] == [1]
+    assert isinstance(again.commit(0), protocol.Committed)
+    assert world.cursor(NAME).committed == 1
+
+
 def test_damage_between_looking_up_and_sending_is_told_and_frees_the_key() -> None:
     world = wide(0)
     for _ in range(2):

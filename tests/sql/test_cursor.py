@@ -786,6 +786,24 @@ def test_a_last_record_that_retention_took_is_not_asked_for(
     assert [r.offset for r in log.reader(cursor.whence(), block=False)] == [3, 4]
 
 
+def test_a_last_record_that_retention_takes_while_it_is_compared_is_no_conflict(
+    directory: Place, rows: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = directory.log(file_roll_size=4096)
+    fill(log, 3)
+    cursor = read_all(rows, log)
+    fill(log, 2)
+    ask = log.info
+
+    def info() -> rlog.LogInfo:
+        found = ask()
+        log.trim(rlog.offset(3))
+        return found
+
+    monkeypatch.setattr(log, "info", info)
+    assert cursor.whence() == rlog.offset(3)
+
+
 def test_what_retention_took_unread_is_out_of_range_at_the_reader(
     directory: Place, rows: sqlite3.Connection
 ) -> None:

@@ -503,6 +503,19 @@ def test_a_table_keeps_its_records_for_as_long_as_it_is_read() -> None:
     assert not set(twins.records("a")) & {0, 1, 2, 3}
 
 
+def test_no_job_begins_while_a_table_is_being_packed() -> None:
+    twins = Twins()
+    twins.put(b"a", b"a", size=1700)
+    twins.put(b"b", size=3000)
+    books, compactor = twins.server.driver.broker.books, twins.server.driver.compactor
+    table = books.tables.begin(object(), twins.log.id, twins.log.end)
+    twins.server.clock.now += compaction.LOOK_SECONDS
+    assert not compactor.due()
+    table.pack(twins.log.keys, len(twins.log.keys))
+    twins.server.clock.now += compaction.LOOK_SECONDS
+    assert compactor.due()
+
+
 def test_a_table_that_is_asked_for_while_a_job_runs_misses_nothing() -> None:
     twins = Twins()
     server = twins.server

@@ -277,6 +277,28 @@ def test_a_damaged_newest_checkpoint_is_set_aside_for_the_one_before_it(
     assert len(kept) == 2
 
 
+def test_the_name_of_a_damaged_checkpoint_proves_the_frames_that_are_lost_with_it() -> None:
+    disk = SimDisk()
+    server = Server(disk, file_bytes=16 * PAGE)
+    server.create("a", sync="always")
+    marks = []
+    for step in range(2):
+        server.batch("a", b"%08d" % step)
+        server.checkpoint()
+        marks.append(server.driver.journal.tail())
+    left = disk.crash(NOTHING)
+    newest = [name for name in left.names("") if name.startswith("checkpoint-")][-1]
+    left.replace(newest, b"rot")
+    for name in used(left):
+        for seen in scan(left.open(name), name, None, 0):
+            if seen.head.number > marks[0]:
+                contents = left.contents(name)
+                zeros = bytes(len(contents) - seen.position)
+                left.replace(name, contents[: seen.position] + zeros)
+                break
+    assert f"frames {marks[0] + 1} to {marks[1]} were synced" in refused(left)
+
+
 def test_nothing_is_used_again_that_the_older_checkpoint_needs(disk: SimDisk) -> None:
     """At every moment of a long life, the older checkpoint and the journal give the same."""
     server = Server(disk)
@@ -324,6 +346,7 @@ def test_what_nothing_explains_is_set_aside_and_named(disk: SimDisk) -> None:
         "logs/1/00000000000000009999.seg": b"a segment of nothing",
         "logs/1/notes.txt": b"not a segment",
         "logs/1/7.seg": b"nor is this",
+        "logs/3/00000000000000000000.seg": b"of the log that would be the next",
         "logs/99/00000000000000000000.seg": b"of a log that never was",
         "logs/mine/letter": b"dear",
     }

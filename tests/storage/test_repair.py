@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from rlog import checkpoint as checkpoints
-from rlog import facts, frame
+from rlog import facts, frame, state
 from rlog.journal import Mark, Refused, Seen, scan
 from rlog.offline import Counted, salvaged, verify
 from rlog.repair import REPORT, carry_out, make_plan
-from rlog.salvage import EPOCH_LEAP, Level, chain
+from rlog.salvage import EPOCH_LEAP, Level, _named_by, chain
 from rlog.segment import path
 from rlog_client import batch
 from tests.storage.build import JOURNAL, flip, frame_of
@@ -34,7 +34,7 @@ from tests.storage.mending import (
 )
 from tests.storage.rot import Directory
 from tests.storage.server import ROLL, Server
-from tests.storage.simdisk import PAGE, SimDisk, SimFile
+from tests.storage.simdisk import PAGE, Choice, Fill, SimDisk, SimFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -306,6 +306,37 @@ def test_without_any_checkpoint_logs_keep_their_names_if_they_can_still_be_read(
         )
         told = " ".join(each.text for each in mended.plan.lost)
         assert ("not believed: the cursor of c stood at" in told) == bool(length)
+
+
+def test_what_is_parked_is_not_given_again_though_its_cursor_was_put_back() -> None:
+    log = state.Log(1, "a", facts.Options(), end=3)
+    log.cursors["c"] = state.Cursor(2, 1, parked={7: state.Parked("", "", 1, 0)})
+    assert max(_named_by(log)) == 8
+
+
+def test_what_a_killed_server_had_not_synced_is_before_its_journal_is_taken_away() -> None:
+    disk = SimDisk()
+    server = Server(disk, file_bytes=16 * PAGE)
+    server.create("a", sync="always", file_roll_size=16 * ROLL)
+    payloads = [b"%08d" % number + bytes(3000) for number in range(4)]
+    for payload in payloads:
+        server.batch("a", payload)
+    left = disk.killed()  # what was laid out since the checkpoint is in the cache alone
+    journal = [f"journal/{name}" for name in left.names("journal") if name.isdecimal()]
+    name, seen = next(
+        (name, each)
+        for name in journal
+        for each in scan(left.open(name), name, None, 0)
+        if each.head.number == server.driver.journal.tail() - 1
+    )
+    left.replace(name, flip(left.contents(name), seen.position + 20))
+    with pytest.raises(Refused):
+        Server(left.copy())
+    plan = make_plan(left, NOW_NS)
+    carry_out(left, plan)
+    assert plan.kept
+    after = left.crash(Choice(0, Fill.OLD, 1))
+    assert Server(after).view().logs["a"].records == payloads
 
 
 def without_journal() -> tuple[Directory, SimDisk]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from rlog.decisions import Grant
+from rlog.segment import Damage
 from rlog.subscription import Read, Subscription
 from rlog_client import protocol
 from rlog_client.protocol import PUSH_BYTES
@@ -95,3 +97,11 @@ def test_a_read_for_one_loan_is_no_other_ones(first_ahead: bool) -> None:
     reading.subscription.deliver(stale, found)
     assert len(reading.outlet.told) == told
     assert reading.push() == ([0] if first_ahead else [])
+
+
+def test_what_its_holder_is_told_that_it_does_not_get_counts_as_delivered() -> None:
+    reading = Reading(SMALL, SMALL)
+    reading.subscription.grant = grant = Grant(1, 0)
+    reading.lend(2, 1000)
+    reading.subscription.deliver(reading.read(), Damage(0, 0, 1, "rot"))
+    assert grant.delivered == 1, "or it could not be passed by a commit"
