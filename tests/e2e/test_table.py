@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -79,6 +80,10 @@ def absent(log: rlog.Log) -> int:
     from rlog.cli import wire
 
     return sum(segment.absent for segment in wire.segments(log))
+
+
+def has_absent(log: rlog.Log) -> bool:
+    return absent(log) > 0
 
 
 def test_a_table_is_the_latest_of_each_key_however_fast_the_log_grows(
@@ -334,7 +339,7 @@ def test_killed_again_and_again_while_it_compacts_nothing_latest_is_lost(
                 ).first == len(made)
                 made += keys
             if life == 1:
-                eventually(lambda log=log: absent(log) > 0, "it compacts", 60)
+                eventually(partial(has_absent, log), "it compacts", 60)
             if life % 2:
                 time.sleep(rng.random() * 1.5)
         server.kill()
