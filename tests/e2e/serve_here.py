@@ -123,6 +123,9 @@ class MortalDisk(Disk):
 
 
 def doom(moment: Moment, *, armed: bool) -> None:
+    """Have this process, which is made for it, end at ``moment``: its disk and its replies are
+    other ones, of which the product knows nothing, so that a type checker may not either.
+    """
     fate = Fate(moment, armed)
     MortalDisk.fate = fate
     rlog.server.Disk = MortalDisk  # type: ignore[attr-defined]

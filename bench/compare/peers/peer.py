@@ -118,11 +118,11 @@ class Peer(ABC):
         """Make the stream that ``consumes`` reads anew, of these records."""
 
     def one(self) -> AbstractContextManager[Once]:
-        """A ``blocking`` client of its own: for threads and processes."""
+        """A client of its own, for threads and processes; asked only of who is ``blocking``."""
         raise NotImplementedError(f"{self.name} has no blocking client here")
 
     def many(self, in_flight: int) -> AbstractAsyncContextManager[OnceAsync]:
-        """An ``asynchronous`` client, for so many tasks at once."""
+        """A client for so many tasks at once; asked only of who is ``asynchronous``."""
         raise NotImplementedError(f"{self.name} has no asynchronous client here")
 
     def seconds(self) -> float:
