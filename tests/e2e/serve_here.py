@@ -128,13 +128,13 @@ def doom(moment: Moment, *, armed: bool) -> None:
     """
     fate = Fate(moment, armed)
     MortalDisk.fate = fate
-    rlog.server.Disk = MortalDisk  # type: ignore[attr-defined]
+    rlog.server.Disk = MortalDisk  # type: ignore[attr-defined]  # in this process alone
     send = rlog.connection.Connection._send_some
 
     def dying_send(self: rlog.connection.Connection) -> bool:
         return bool(fate.around("reply", "", lambda: send(self), None))
 
-    rlog.connection.Connection._send_some = dying_send  # type: ignore[method-assign]
+    rlog.connection.Connection._send_some = dying_send  # type: ignore[method-assign]  # in this process alone
     signal.signal(signal.SIGUSR1, lambda *_: setattr(fate, "armed", True))
 
 

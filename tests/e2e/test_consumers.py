@@ -426,7 +426,7 @@ def test_without_block_it_ends_under_any_load(server: Server, log: rlog.Log) -> 
                 at = max(offsets(source), default=at - 1) + 1  # nothing may have come since
                 assert before <= at <= log.info().end
             # (Asked before the loop goes on, so the variable is this round's.)
-            eventually(lambda: log.info().end > at, "there is more")  # noqa: B023
+            eventually(lambda: log.info().end > at, "there is more")  # noqa: B023 (asked at once)
             assert source.process(lambda record: None) > 0
             source.close()
     finally:

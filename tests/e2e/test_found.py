@@ -172,20 +172,20 @@ def test_a_handlers_stop_iteration_comes_out_as_it_is(log: rlog.Log, style: str)
 
 def test_values_that_cannot_be_are_refused_where_they_are_made(log: rlog.Log) -> None:
     wrong: list[tuple[type[Exception], Callable[[], object]]] = [
-        (TypeError, lambda: rlog.Park(None)),  # type: ignore[arg-type]
-        (TypeError, lambda: rlog.Skip(b"")),  # type: ignore[arg-type]
-        (TypeError, lambda: rlog.Retry("1")),  # type: ignore[arg-type]
+        (TypeError, lambda: rlog.Park(None)),  # type: ignore[arg-type]  # refused
+        (TypeError, lambda: rlog.Skip(b"")),  # type: ignore[arg-type]  # refused
+        (TypeError, lambda: rlog.Retry("1")),  # type: ignore[arg-type]  # refused
         (ValueError, lambda: rlog.Retry(float("nan"))),
         (ValueError, lambda: rlog.Retry(1e10)),
-        (TypeError, lambda: log.consumer("c", hand_seconds="5")),  # type: ignore[arg-type]
-        (TypeError, lambda: log.consumer("c").commit(None)),  # type: ignore[arg-type]
-        (TypeError, lambda: log.consumer("c").process(len, in_flight=1.5)),  # type: ignore[arg-type]
+        (TypeError, lambda: log.consumer("c", hand_seconds="5")),  # type: ignore[arg-type]  # refused
+        (TypeError, lambda: log.consumer("c").commit(None)),  # type: ignore[arg-type]  # refused
+        (TypeError, lambda: log.consumer("c").process(len, in_flight=1.5)),  # type: ignore[arg-type]  # refused
     ]
     for error, make in wrong:
         with pytest.raises(error):
             make()
     # What is only true or false by way of speaking is not worth a connection.
-    assert log.consumer("d", standby=1).poll() == []  # type: ignore[arg-type]
+    assert log.consumer("d", standby=1).poll() == []  # type: ignore[arg-type]  # truth is enough
 
 
 def test_a_request_that_the_server_cannot_read_is_not_sent_for_ever(client: rlog.Client) -> None:

@@ -75,7 +75,7 @@ def test_arguments_that_make_no_sense(log: rlog.Log) -> None:
     with pytest.raises(ValueError, match="not both"):
         log.producer(exclusive=True, standby=True, takeover=True)
     with pytest.raises(TypeError):
-        log.producer(name=b"p")  # type: ignore[arg-type]
+        log.producer(name=b"p")  # type: ignore[arg-type]  # refused
     for name in ("", "@p", "x" * 256, "a\n"):
         with pytest.raises(rlog.InvalidRequest):
             log.producer(name=name)
@@ -119,7 +119,7 @@ def test_an_owner_that_was_stopped_is_fenced_when_it_goes_on(
         owner = start_owner(server.unix, log, "old")
         assert line(owner).startswith("owner")
         begin = log.info().end
-        eventually(lambda begin=begin: log.info().end > begin + 200, "it sends")  # type: ignore[misc]
+        eventually(lambda begin=begin: log.info().end > begin + 200, "it sends")  # type: ignore[misc]  # bound to this turn of the loop
         owner.send_signal(signal.SIGSTOP)
         with log.producer(exclusive=True, takeover=True) as producer:
             first = producer.send(b"new").result()

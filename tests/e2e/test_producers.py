@@ -109,7 +109,7 @@ def test_without_linger_every_record_is_on_its_way_at_once(
     with log.producer(linger=0.0) as producer:
         for i in range(3):
             producer.send(b"%d" % i)
-            eventually(lambda i=i: other.log(log.name).info().end == i + 1, "it has left")  # type: ignore[misc]
+            eventually(lambda i=i: other.log(log.name).info().end == i + 1, "it has left")  # type: ignore[misc]  # bound to this turn of the loop
 
 
 def test_a_full_batch_leaves_without_being_asked(other: rlog.Client, log: rlog.Log) -> None:
@@ -225,7 +225,7 @@ def test_extend_takes_what_send_takes(log: rlog.Log) -> None:
         producer.extend(bytes([i % 256]) * (i % 3000) for i in range(5000))
         producer.extend([])
         with pytest.raises(TypeError):
-            producer.extend(["text"])  # type: ignore[list-item]
+            producer.extend(["text"])  # type: ignore[list-item]  # refused
     there = values(log)
     assert there[:3] == [b"1", b"2", b"3"]
     assert [len(v) for v in there[3:]] == [i % 3000 for i in range(5000)]

@@ -110,7 +110,7 @@ def test_a_table_that_is_read_slowly_loses_nothing_to_compaction(
             seen[record.key] = record.offset
             if len(seen) in (10, 20):
                 before = absent(keyed)
-                eventually(lambda: absent(keyed) > before, "more is compacted")  # noqa: B023
+                eventually(lambda: absent(keyed) > before, "more is compacted")  # noqa: B023 (asked at once)
     assert seen == expected
 
 
@@ -123,7 +123,7 @@ def test_a_slow_reader_meets_no_gap_and_misses_no_latest_record(
         while absent(keyed) < 2000 or last < 8000:
             for record in reader.poll(50, timeout=1.0):
                 assert record.offset > last
-                eventually(lambda: len(writer.made) > record.offset, "it is told")  # noqa: B023
+                eventually(lambda: len(writer.made) > record.offset, "it is told")  # noqa: B023 (asked at once)
                 assert writer.made[record.offset] == record.key
                 seen[record.key], last = record.offset, record.offset
             time.sleep(0.001)

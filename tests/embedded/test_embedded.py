@@ -221,7 +221,7 @@ def test_one_thread_waits_for_records_and_another_appends_them(
     for n in range(count):
         log.append(b"%d" % n)
         if n % 50 == 0:
-            eventually(lambda n=n: len(seen) > n, "the record came")  # type: ignore[misc]
+            eventually(lambda n=n: len(seen) > n, "the record came")  # type: ignore[misc]  # bound to this turn of the loop
     thread.join()
     assert seen == [b"%d" % n for n in range(count)]
     assert log.cursor("c").info().committed == count
@@ -237,7 +237,7 @@ def test_threads_that_append_at_once_get_every_offset_once(
             offsets.extend(mine.log("l").append(b"v") for _ in range(200))
 
     clients = [client.clone() for _ in range(4)]
-    threads = [Beside(lambda mine=mine: append(mine)) for mine in clients]  # type: ignore[misc]
+    threads = [Beside(lambda mine=mine: append(mine)) for mine in clients]  # type: ignore[misc]  # bound to this turn of the loop
     for thread in threads:
         thread.join()
     assert sorted(offsets) == list(range(800))

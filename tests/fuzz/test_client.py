@@ -134,8 +134,8 @@ def uses(client: rlog.Client) -> Iterator[Callable[[], object]]:
     yield lambda: log.reader(rlog.OLDEST, until=rlog.LATEST).poll(timeout=TIMEOUT)
     yield lambda: producing(log)
     for shared in (False, True):
-        yield lambda shared=shared: consuming(log, shared=shared)  # type: ignore[misc]
-        yield lambda shared=shared: processing(log, shared=shared)  # type: ignore[misc]
+        yield lambda shared=shared: consuming(log, shared=shared)  # type: ignore[misc]  # bound to this turn of the loop
+        yield lambda shared=shared: processing(log, shared=shared)  # type: ignore[misc]  # bound to this turn of the loop
     cursor = log.cursor("c")
     yield cursor.info
     yield lambda: cursor.seek(rlog.OLDEST, force=True)

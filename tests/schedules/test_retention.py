@@ -489,7 +489,7 @@ def test_whoever_came_later_does_not_overtake() -> None:
     appended_in_order(world, client, requests)
     got = late.answers[request]
     assert isinstance(got, protocol.Appended)
-    assert got.first == client.answers[requests[-1]].end  # type: ignore[attr-defined]
+    assert got.first == client.answers[requests[-1]].end  # type: ignore[attr-defined]  # of that kind, or it fails here
 
 
 def test_with_its_connection_what_waits_is_gone() -> None:

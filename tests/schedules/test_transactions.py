@@ -292,7 +292,7 @@ def test_who_owned_a_log_before_is_refused() -> None:
     taken = world.ask(other, OpenProducer(LOG, 8, exclusive=True, takeover=True, token=b"t"))
     late = world.ask_transact(a, asking(1, GOOD, LogBatch(LOG, 0)), [b"x"], [b"y"])
     world.pump()
-    assert other.answers[taken].epoch == 2  # type: ignore[attr-defined]
+    assert other.answers[taken].epoch == 2  # type: ignore[attr-defined]  # of that kind, or it fails here
     assert code(a.answers[late]) == errors.Busy.code
     assert ends(world) == [3, 0, 0]
 
@@ -419,7 +419,7 @@ def test_of_a_cursor_nothing_is_told_before_what_its_holder_has_waiting_is_decid
     world.call(other, protocol.AlterLog(append.log, {"max_total_bytes": None}))
     world.pump()
     assert isinstance(a.answers[waiting], Transacted)
-    assert a.answers[asked].info.committed == 1  # type: ignore[attr-defined]
+    assert a.answers[asked].info.committed == 1  # type: ignore[attr-defined]  # of that kind, or it fails here
 
 
 def test_a_small_one_does_not_overtake_a_large_append_that_waits() -> None:
@@ -432,7 +432,7 @@ def test_a_small_one_does_not_overtake_a_large_append_that_waits() -> None:
     assert (large in a.answers, small in b.answers) == (False, False)
     world.call(world.client("admin"), protocol.AlterLog(append.log, {"max_total_bytes": None}))
     world.pump()
-    assert a.answers[large].appends[0][1] == b.answers[small].appends[0][0]  # type: ignore[attr-defined]
+    assert a.answers[large].appends[0][1] == b.answers[small].appends[0][0]  # type: ignore[attr-defined]  # of that kind, or it fails here
 
 
 def test_it_waits_for_the_space_of_all_its_logs_together_no_longer_than_for_one() -> None:

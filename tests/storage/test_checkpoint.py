@@ -59,13 +59,13 @@ def test_no_bytes_crash_the_decoder(raw: bytes) -> None:
 
 def framed(content: bytes, version: int) -> bytes:
     """What a version of rlog that knows ``version`` would write."""
-    own, checkpoints.VERSION = checkpoints.VERSION, version  # type: ignore[misc]
+    own, checkpoints.VERSION = checkpoints.VERSION, version  # type: ignore[misc]  # what no writer of ours makes
     encoder = checkpoints._encoder
-    checkpoints._encoder = Verbatim()  # type: ignore[misc, assignment]
+    checkpoints._encoder = Verbatim()  # type: ignore[misc, assignment]  # what no writer of ours makes
     try:
-        return checkpoints.encode(content)  # type: ignore[arg-type]
+        return checkpoints.encode(content)  # type: ignore[arg-type]  # what no writer of ours makes
     finally:
-        checkpoints.VERSION, checkpoints._encoder = own, encoder  # type: ignore[misc]
+        checkpoints.VERSION, checkpoints._encoder = own, encoder  # type: ignore[misc]  # what no writer of ours makes
 
 
 class Verbatim:

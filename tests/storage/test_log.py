@@ -263,11 +263,11 @@ def test_without_space_a_reservation_fails_and_a_later_one_succeeds() -> None:
     laid = Laid([100])
     laid.disk.free = 2
     place = Place(1, 0, laid.length, False)
-    with pytest.raises(OSError) as caught:  # noqa: PT011
+    with pytest.raises(OSError) as caught:  # noqa: PT011 (its errno is looked at)
         laid.files.reserve(place, 2 * RESERVE_MIN, ROLL)
     assert caught.value.errno == errno.ENOSPC
     new = Place(1, 2, 0, True)
-    with pytest.raises(OSError):  # noqa: PT011
+    with pytest.raises(OSError):  # noqa: PT011 (the errno is that above)
         laid.files.reserve(new, 2 * RESERVE_MIN, ROLL)
     laid.disk.free = 1000
     laid.files.reserve(place, 2 * RESERVE_MIN, ROLL)
@@ -288,7 +288,7 @@ def test_with_little_space_no_more_is_reserved_than_is_needed() -> None:
 def test_what_fails_for_another_reason_than_space_is_not_tried_for_less() -> None:
     laid = Laid([100])
     laid.disk.fail("allocate", laid.disk.calls["allocate"] + 1, errno.EIO)
-    with pytest.raises(OSError) as caught:  # noqa: PT011
+    with pytest.raises(OSError) as caught:  # noqa: PT011 (its errno is looked at)
         laid.files.reserve(Place(1, 0, laid.length, False), 2 * RESERVE_MIN, ROLL)
     assert caught.value.errno == errno.EIO
     assert laid.disk.calls["allocate"] == 2

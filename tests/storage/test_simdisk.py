@@ -210,7 +210,7 @@ def test_space_runs_out_where_nothing_was_allocated() -> None:
     disk = durable("a")
     file = disk.open("a")
     disk.free = 2
-    with pytest.raises(OSError) as caught:  # noqa: PT011
+    with pytest.raises(OSError) as caught:  # noqa: PT011 (its errno is looked at)
         file.allocate(0, 4 * PAGE)
     assert caught.value.errno == errno.ENOSPC
     file.allocate(0, 3 * PAGE)

@@ -329,7 +329,7 @@ def test_an_error_of_the_server_is_raised_by_the_next_call_and_at_the_end() -> N
         client = server.connect(timeout=0.2)
         life = server._life
         assert life is not None
-        life.server.broker.decide = lambda *_args, **_options: 1 / 0  # type: ignore[assignment]
+        life.server.broker.decide = lambda *_args, **_options: 1 / 0  # type: ignore[assignment]  # of this one alone
         with pytest.raises(rlog.ConnectionLost):
             client.log("l", create=True)
         for use in (server.connect, server.stop, server.cut):
