@@ -63,6 +63,25 @@ def consume(log: rlog.Log, count: int) -> Callable[[], float]:
     return run
 
 
+def consume_unasked(log: rlog.Log, count: int) -> Callable[[], float]:
+    """The same with ``autocommit``, which has nothing for the loop to do."""
+
+    def loop() -> None:
+        seen = 0
+        with log.consumer("bench", block=False, autocommit=True) as consumer:
+            for record in consumer:
+                seen += len(record.value)
+        assert seen
+        assert log.cursor("bench").info().committed == count
+
+    def run() -> float:
+        found = per_second(count, loop)
+        log.cursor("bench").delete()
+        return found
+
+    return run
+
+
 def main() -> None:
     question = "How many records a second can one client consume, as Record in a for loop?"
     option = ("mib", 128, "of one row")
@@ -79,6 +98,7 @@ def main() -> None:
             cases = [
                 case("reader, no cursor", read(log, count)),
                 case(name, consume(log, count), GOALS.get(size)),
+                case("consumer, autocommit", consume_unasked(log, count)),
             ]
             if size == 100:
                 dressed = client.log("dressed", create=True)

@@ -135,8 +135,15 @@ class _CommittingRuns(_Runs):
 
     async def __anext__(self) -> Record:
         consumer = cast("AsyncConsumer", self._source)
-        if consumer._last is not None:
+        last = consumer._last
+        if last is None:
+            pass
+        elif monotonic() >= consumer._commit_at:
             await consumer._drive_reading(consumer._commit_last())
+        else:
+            if consumer._passed is None:
+                consumer._transport.tend_at(consumer._commit_at)
+            consumer._passed = last  # others go with it
         record = await super().__anext__()
         consumer._last = record
         return record

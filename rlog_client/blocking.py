@@ -226,7 +226,10 @@ class Consumer(Source, ConsumerSteps):
         for record in records:
             self._last = record
             yield record
-            self._transport.run(self._commit_last())
+            if monotonic() < self._commit_at:
+                self._passed = record  # others go with it
+            else:
+                self._transport.run(self._commit_last())
 
 
 class Member(Consumer, MemberSteps):

@@ -281,9 +281,11 @@ class Log:
 
         ``start``: where a cursor begins that does not exist yet. ``standby``: wait until whoever
         holds it lets go; the client's timeout does not count. ``takeover``: end their claim.
-        ``autocommit``: a record is committed when the next is asked for. ``hand_seconds``: how long
-        a handler of ``process`` may have a record before the claim ends and an attempt is counted;
-        None: for ever.
+        ``autocommit``: a record is committed when the next is asked for. In a quick loop many share
+        a commit: one leaves when none has in the last 5 ms, before every wait for records, and at
+        the end of the loop; what else is to be sent, leaves by the next call into the client.
+        ``hand_seconds``: how long a handler of ``process`` may have a record before the claim ends
+        and an attempt is counted; None: for ever.
 
         ``shared``: one of many members, one of each client, who are given different records: at
         most one unsettled record of a key at a time, in order per key; those without a key in any

@@ -52,9 +52,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from .model import Global, OutOfRange, Verdict, Whence
+    from .session import Session
     from .steps import Link, Steps
 
 COMMITS_MAX: Final = 64  # in flight of one consumer, with wait=False
+AUTOCOMMIT_SECONDS: Final = 0.005  # from one commit to the next one, unless there is time anyway
 TEXT_BYTES_MAX: Final = 4096  # of an error, and of a reason
 DEFAULT: Final = Backoff()  # for whoever gave none
 
@@ -118,7 +120,13 @@ class ConsumerSteps(SourceSteps):
         self._token = os.urandom(16)  # who comes back with it has the claim that it had
         self._seeking: Call[Moved] | None = None
         self._moved: Moved | None = None  # by a seek whose answer was lost
-        self._last: Record | None = None  # handed out, and committed when the next is asked for
+        # With autocommit: what was handed out last, to be committed when the next is asked for; and
+        # what that was done for, and whose commit waits for others, as one has just gone out.
+        self._last: Record | None = None
+        self._passed: Record | None = None
+        self._commit_at = 0.0  # the next one may go out then
+        if autocommit:
+            transport.tended.add(self)
         self._begun = 0
         self._acknowledged = 0  # the offset after the last record whose commit was acknowledged
         # What the last commit sent was for: offset, and the offset after the highest record begun.
@@ -190,7 +198,7 @@ class ConsumerSteps(SourceSteps):
         finally:
             self._seeking = None
         self._epoch = moved.epoch
-        self._last = None
+        self._last = self._passed = None
         if moved.after != moved.before:
             self._failed = None
         self._one_by_one = 0
@@ -206,6 +214,8 @@ class ConsumerSteps(SourceSteps):
         self._drop()
         if not self._claimed:
             return
+        if self._transport.session.ended is None:
+            self._send_passed()
         self._claimed = False
         if self._transport.session.lost is not None and not self._owes:
             self._transport.session.unclaim(self._claiming)
@@ -338,7 +348,16 @@ class ConsumerSteps(SourceSteps):
 
     def _post_release(self) -> None:
         claiming = self._claiming
-        self._transport.post(lambda session: session.unclaim(claiming))
+        commit = None
+        if (passed := self._take_passed()) is not None:
+            commit = CommitCursor(self._log_id, self._consumer, self._epoch, passed.offset + 1, 0)
+
+        def release(session: Session) -> None:
+            if commit is not None:
+                session.start(Call(Committed), commit)
+            session.unclaim(claiming)
+
+        self._transport.post(release)
 
     @property
     def _owes(self) -> bool:
@@ -394,13 +413,16 @@ class ConsumerSteps(SourceSteps):
 
     # --- commits and verdicts -----------------------------------------------------------------
 
-    def _send_commit(self, done: int, begun: int = 0) -> None:
-        """``begun``: the offset after the highest record that is in hand from then on."""
+    def _send_commit(self, done: int, begun: int = 0, by: Link | Session | None = None) -> None:
+        """``begun``: the offset after the highest record that is in hand from then on. ``by``: who
+        takes it, from inside a call.
+        """
         begun = begun if begun > done else 0
         commit = CommitCursor(self._log_id, self._consumer, self._epoch, done, begun)
         self._asked, self._asked_begun = max(self._asked, done), begun
         self._named = max(self._named, done, begun)
-        self._sent.append(_Sent(done, begun, self._transport.request(commit, Committed)))
+        call = (by or self._transport).start(Call(Committed), commit)
+        self._sent.append(_Sent(done, begun, call))
 
     def _verdict_on(
         self,
@@ -498,13 +520,37 @@ class ConsumerSteps(SourceSteps):
 
     def _commit_last(self) -> Steps[None]:
         last, self._last = self._last, None
-        if last is not None and last.epoch == self._epoch:
-            if last.redriven:
-                self._send_settle(self._verdict_on(last, "commit"))
-            else:
-                self._send_commit(last.offset + 1)
-                self._done = max(self._done, last.offset + 1)
-            yield from self._go_on()
+        if last is None or last.epoch != self._epoch:
+            if not self._send_passed():
+                return
+        elif last.redriven:
+            self._send_passed()
+            self._send_settle(self._verdict_on(last, "commit"))
+        else:
+            self._passed = last  # and all before it
+            self._send_passed()
+        yield from self._go_on()
+
+    def _take_passed(self) -> Record | None:
+        passed, self._passed = self._passed, None
+        if self._last is passed:
+            self._last = None
+        return passed if passed is not None and passed.epoch == self._epoch else None
+
+    def _send_passed(self, by: Session | None = None) -> bool:
+        """Commit what may have waited long enough. False: there is nothing."""
+        if (passed := self._take_passed()) is None:
+            return False
+        done = passed.offset + 1
+        self._send_commit(done, by=by)
+        self._done = max(self._done, done)
+        self._commit_at = monotonic() + AUTOCOMMIT_SECONDS
+        return True
+
+    def tend(self, now: float) -> None:
+        """On every call into the client."""
+        if self._passed is not None and now >= self._commit_at:
+            self._send_passed(self._transport.session)
 
     def _handed_out(self, records: list[Record]) -> None:
         if self._autocommit and records:
@@ -611,6 +657,7 @@ class ConsumerSteps(SourceSteps):
             raise
 
     def _pass_over(self, first: int, end: int) -> None:
+        self._send_passed()
         # The next commit is one through all of it, unless something before it is not committed.
         if first <= max(self._done, self._lost_end):
             self._lost_end = max(self._lost_end, end)
@@ -633,6 +680,7 @@ class ConsumerSteps(SourceSteps):
 
     def _wait_for(self, due: float, deadline: float | None) -> Steps[bool]:
         """False: ``deadline``, ``stop()`` or something that goes ahead came first."""
+        self._send_passed()
         while not self._stopped and monotonic() < due and not over(deadline):
             self._check()
             at = due if deadline is None else min(due, deadline)
@@ -724,6 +772,16 @@ class ConsumerSteps(SourceSteps):
 
     # --- iteration and poll -------------------------------------------------------------------
 
+    def _next_run(self, end: int | None, deadline: float | None) -> Steps[Iterator[Record] | None]:
+        run = yield from super()._next_run(end, deadline)
+        if run is None:
+            yield from self._commit_last()  # the iteration ends
+        return run
+
+    def _fetch(self, deadline: float | None) -> Steps[bool]:
+        self._send_passed()  # it leaves with what asks for more
+        return (yield from super()._fetch(deadline))
+
     def _ahead(self, deadline: float | None) -> Steps[bool]:
         while not self._stopped:
             if self._redriven is None and self._called:
@@ -741,6 +799,7 @@ class ConsumerSteps(SourceSteps):
         redriven, self._redriven = self._redriven, None
         if redriven is not None:
             self._unsettled = redriven.record.offset
+            self._commit_at = 0.0  # it is settled alone
             return iter((redriven.record,))
         run = self._run(end)
         if run is None or self._failed is None:

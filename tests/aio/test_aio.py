@@ -226,6 +226,26 @@ def test_autocommit_commits_a_record_when_the_next_is_asked_for(
     run(main)
 
 
+def test_a_commit_of_autocommit_that_waits_for_others_leaves_by_itself(
+    run: Run, server: Server, name: str
+) -> None:
+    async def main() -> None:
+        async with rlog.connect_async(server.unix) as client:
+            log = await client.log(name, create=True)
+            await fill(log, 10)
+            consumer = log.consumer("c", autocommit=True)
+            async with client.clone() as other:
+                cursor = (await other.log(name)).cursor("c")
+                async for record in consumer:
+                    if record.offset == 7:
+                        break
+                # No call into that client is made meanwhile.
+                while (await cursor.info()).committed != 7:
+                    await anyio.sleep(0.005)
+
+    run(main)
+
+
 def test_stop_ends_every_wait_from_any_thread(run: Run, server: Server, name: str) -> None:
     async def main() -> None:
         async with rlog.connect_async(server.unix) as client:

@@ -12,13 +12,14 @@ import pytest
 
 import rlog_client as rlog
 from rlog_client import protocol
+from rlog_client.consumer import AUTOCOMMIT_SECONDS
 from rlog_client.session import LOAN_BYTES
 from rlog_client.transport import AHEAD_BYTES
 
 from .peer import Line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from rlog_client.session import Subscription
     from rlog_client.steps import Steps
@@ -313,6 +314,149 @@ def test_autocommit_commits_a_record_when_the_next_is_asked_for(peer: Peer, log:
     with log.consumer("c", block=False, autocommit=True) as consumer:
         assert offsets(consumer.poll(3)) == [4, 5, 6]
         assert offsets(consumer.poll(3)) == [7, 8, 9]
+    assert peer.cursors["c"] == 7
+
+
+# --- autocommit -------------------------------------------------------------------------------
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def commits(peer: Peer) -> list[int]:
+    return [each.offset for each in peer.asked if isinstance(each, protocol.CommitCursor)]
+
+
+def ask(log: rlog.Log) -> None:
+    """A call into the client: what was sent before it has been seen when it is answered."""
+    log.reader(rlog.OLDEST)
+
+
+def hold(consumer: rlog.Consumer) -> None:
+    """Have it believe that a commit went out just now, and that the next has to wait for long."""
+    consumer._commit_at = time.monotonic() + 3600
+
+
+def test_autocommit_has_many_records_share_a_commit(peer: Peer, log: rlog.Log) -> None:
+    fill(peer, 1, 5000)
+    with log.consumer("c", block=False, autocommit=True) as consumer:
+        assert offsets(consumer) == list(range(5000))
+        ask(log)
+        sent = commits(peer)
+        assert sent[0] == 1  # there was nothing that it could have gone with
+        assert sent[-1] == 5000  # at the end of the loop, not of the `with`
+        assert sent == sorted(set(sent))
+        assert len(sent) < 1000
+        consumer.poll()
+        assert commits(peer) == sent  # once is enough
+    assert commits(peer) == sent
+    assert peer.cursors["c"] == 5000
+
+
+def test_autocommit_of_a_slow_loop_commits_each_record(peer: Peer, log: rlog.Log) -> None:
+    fill(peer, 1, 6)
+    with log.consumer("c", block=False, autocommit=True) as consumer:
+        for record in consumer:
+            time.sleep(2 * AUTOCOMMIT_SECONDS)
+            if record.offset == 5:
+                break
+    assert commits(peer) == [1, 2, 3, 4, 5]
+
+
+def held_at_three(peer: Peer, log: rlog.Log) -> tuple[rlog.Consumer, Iterator[rlog.Record]]:
+    """0 is committed, 1 and 2 are to be, and 3 is in hand."""
+    fill(peer, 1, 6)
+    consumer = log.consumer("c", autocommit=True)
+    records = iter(consumer)
+    for record in records:
+        if record.offset == 1:
+            hold(consumer)
+        if record.offset == 3:
+            break
+    ask(log)
+    assert commits(peer) == [1]
+    return consumer, records
+
+
+def test_a_commit_that_was_held_back_goes_out_when_it_is_due(peer: Peer, log: rlog.Log) -> None:
+    consumer, records = held_at_three(peer, log)
+    consumer._commit_at = 0.0
+    ask(log)  # any call into the client
+    assert commits(peer) == [1, 3]
+    ask(log)
+    assert commits(peer) == [1, 3]
+    assert next(records).offset == 4  # 3 was asked beyond now
+    consumer.close()
+    assert peer.cursors["c"] == 4
+
+
+@pytest.mark.parametrize("how", ["consumer", "client", "collected"])
+def test_a_commit_that_was_held_back_is_not_left_behind(
+    peer: Peer, client: rlog.Client, log: rlog.Log, how: str
+) -> None:
+    consumer, records = held_at_three(peer, log)
+    if how == "consumer":
+        consumer.close()
+        assert peer.cursors["c"] == 3  # it was waited for
+    elif how == "client":
+        client.close()
+    else:
+        del consumer, records
+        gc.collect()
+    eventually(lambda: peer.cursors["c"] == 3 and not peer.holders)
+    assert commits(peer) == [1, 3]
+
+
+def test_a_commit_that_was_held_back_leaves_before_a_wait(peer: Peer, log: rlog.Log) -> None:
+    fill(peer, 1, 3)
+    consumer = log.consumer("c", autocommit=True)
+    timer = threading.Timer(0.1, fill, (peer, 1, 1))
+    for record in consumer:
+        if record.offset == 1:
+            hold(consumer)
+        if record.offset == 2:
+            timer.start()
+        if record.offset == 3:
+            break
+    assert commits(peer) == [1, 3]  # no call but the wait was made since
+    timer.join()
+    consumer.close()
+    assert commits(peer) == [1, 3]
+
+
+def test_a_commit_that_was_held_back_goes_ahead_of_a_seek_and_is_no_more(
+    peer: Peer, log: rlog.Log
+) -> None:
+    consumer, _ = held_at_three(peer, log)
+    assert consumer.seek(rlog.OLDEST) == 0
+    assert commits(peer) == [1, 4]  # a seek asks for what comes next
+    consumer._commit_at = 0.0
+    ask(log)
+    consumer.close()
+    assert commits(peer) == [1, 4]
+    assert peer.cursors["c"] == 0
+
+
+def test_what_was_lost_behind_a_commit_that_was_held_back_is_passed_with_it(
+    peer: Peer, log: rlog.Log
+) -> None:
+    for count in (3, 2, 2):
+        fill(peer, 1, count)
+    peer.damaged[3] = (rlog.CorruptData("rot", log="l", first=3, end=5, file="f", position=0), 5)
+    consumer = log.consumer("c", block=False, autocommit=True)
+    records = iter(consumer)
+    assert [next(records).offset, next(records).offset] == [0, 1]
+    hold(consumer)
+    with pytest.raises(rlog.CorruptData):
+        list(records)
+    ask(log)
+    assert commits(peer) == [1, 3]
+    assert offsets(consumer) == [5, 6]
+    consumer.close()
     assert peer.cursors["c"] == 7
 
 

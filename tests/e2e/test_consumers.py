@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import multiprocessing
 import os
@@ -266,6 +267,26 @@ def test_autocommit_commits_a_record_when_the_next_is_asked_for(
     with log.consumer(who, block=False, autocommit=True) as consumer:
         assert offsets(consumer) == [2, 3, 4]
     assert log.cursor(who).info().committed == 5
+
+
+def test_a_commit_of_autocommit_that_waits_for_others_is_void_once_the_claim_is_lost(
+    log: rlog.Log, other: rlog.Client
+) -> None:
+    log.append_many([b"%d" % i for i in range(5)])
+    consumer = log.consumer("c", autocommit=True)
+    records = iter(consumer)
+    assert next(records).offset == 0
+    consumer._commit_at = time.monotonic() + 3600  # as if one had just gone out
+    assert next(records).offset == 1
+    with other.log(log.name).consumer("c", takeover=True) as following:
+        consumer._commit_at = 0.0
+        with pytest.raises(rlog.Fenced):
+            list(records)
+        assert following.committed == 0
+        assert next(following).offset == 0
+    with contextlib.suppress(rlog.Fenced):  # unless it was that which ended the loop
+        consumer.close()
+    assert log.cursor("c").info().committed == 0
 
 
 def test_autocommit_of_a_poll_commits_at_the_next_one(log: rlog.Log) -> None:
