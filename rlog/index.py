@@ -1,19 +1,67 @@
-"""A sparse index of one segment: offset and time -> position. In memory, built by a walk, a hint.
+"""A sparse index of one segment: offset and time -> position. A hint, in two steps.
+
+*Milestones*, far apart, are part of the state: they are noted as batches are appended, so that no
+walk is long, also the first one of a server's life. Between two of them an index is in memory,
+built by walks.
 
 An answer is where to begin walking, never what is there: the walk checks every header. Where it
 finds none, it begins anew without the index, so a wrong place costs time and changes nothing. (The
-times are believed: they come from headers that were checked, in this very process.)
+times are believed: they come from headers that were checked, by this process or by the one that
+noted the milestone.)
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from typing import TYPE_CHECKING, Final
+from struct import Struct
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from rlog_client.batch import Header
 
 SPACING: Final = 64 * 1024  # bytes between entries: what a walk reads at most before it is there
+MILESTONE_SPACING: Final = 4 << 20  # and between milestones, of which every checkpoint has all
+UNKNOWN_NS: Final = 2**63 - 1  # a running maximum of which nothing is known: above every time
+_MILESTONE: Final = Struct("<QQQ")
+
+
+class Milestone(NamedTuple):
+    """A batch's place; ``time_max_ns``: of all before it in the segment, or more."""
+
+    offset: int
+    position: int
+    time_max_ns: int
+
+
+def with_milestone(milestones: bytes, offset: int, position: int, time_max_ns: int) -> bytes:
+    """Those of a segment, and this one, unless it is too close to the last."""
+    # (The first look is the cheap one: there is at most one to so many bytes.)
+    if position // MILESTONE_SPACING <= len(milestones) // _MILESTONE.size:
+        return milestones
+    if milestones and position - _at(milestones, -1).position < MILESTONE_SPACING:
+        return milestones
+    return milestones + _MILESTONE.pack(offset, position, time_max_ns)
+
+
+def milestone_at_offset(milestones: bytes, offset: int) -> Milestone | None:
+    """The last one at or before ``offset``."""
+    count = len(milestones) // _MILESTONE.size
+    found = bisect_right(range(count), offset, key=lambda index: _at(milestones, index).offset)
+    return _at(milestones, found - 1) if found else None
+
+
+def milestone_at_time(milestones: bytes, time_ns: int) -> Milestone | None:
+    """The last one before which every record is older than ``time_ns``."""
+    count = len(milestones) // _MILESTONE.size
+    found = bisect_left(range(count), time_ns, key=lambda index: _at(milestones, index).time_max_ns)
+    return _at(milestones, found - 1) if found else None
+
+
+def _at(milestones: bytes, index: int) -> Milestone:
+    at = index * _MILESTONE.size
+    return Milestone(
+        *_MILESTONE.unpack_from(milestones, at if index >= 0 else len(milestones) + at)
+    )
 
 
 class Index:
@@ -21,13 +69,14 @@ class Index:
 
     __slots__ = ("_offsets", "_positions", "_time_max", "_times", "end", "position")
 
-    def __init__(self, base: int) -> None:
+    def __init__(self, base: int, position: int = 0, time_max_ns: int = -1) -> None:
+        """Of what begins there, and before it has this maximum of times."""
         self._offsets: list[int] = []
         self._positions: list[int] = []
         self._times: list[int] = []
-        self._time_max = -1
+        self._time_max = time_max_ns
         self.end = base  # the offset up to which it is built
-        self.position = 0  # the position of that offset
+        self.position = position  # of that offset
 
     def add(self, position: int, header: Header) -> None:
         """The batch at ``position``; batches come in order."""

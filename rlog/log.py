@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from rlog_client.batch import HEADER_BYTES, InvalidBatch, parse_header
 
-from .index import Index
+from .index import Index, Milestone, milestone_at_offset, milestone_at_time
 from .segment import Damage, Extent, Found, Place, directory, parse_name, path, walk
 
 if TYPE_CHECKING:
@@ -90,7 +90,8 @@ class LogFiles:
         self._base = -1  # of the segment being written
         self._length = 0  # of it, as far as it is written
         self._reserved: dict[int, int] = {}  # base -> bytes that are sure to have space
-        self._indexes: dict[tuple[int, int], Index] = {}  # by base and generation
+        # By base and generation, and by where they begin: at a milestone, or with the segment.
+        self._indexes: dict[tuple[int, int], dict[int, Index]] = {}
         self._generations: dict[int, int] = {}  # of the segments that were rewritten, by base
         self._index_lock = threading.Lock()
         # A file that is written stays open until a checkpoint has synced it, and no longer: the
@@ -371,9 +372,15 @@ class LogFiles:
         self, file: File, extent: Extent, *, offset: int | None = None, time_ns: int | None = None
     ) -> Iterator[Found | Damage]:
         """A walk from the nearest place that the index knows; what it learns stays in the index."""
-        name = (extent.base, extent.generation)
+        if offset is not None:
+            milestone = milestone_at_offset(extent.milestones, offset)
+        else:
+            assert time_ns is not None
+            milestone = milestone_at_time(extent.milestones, time_ns)
+        begin = milestone or Milestone(extent.base, 0, -1)
         with self._index_lock:
-            index = self._indexes.setdefault(name, Index(extent.base))
+            indexes = self._indexes.setdefault((extent.base, extent.generation), {})
+            index = indexes.setdefault(begin.position, Index(*begin))
             if offset is not None:
                 start, position = index.at_offset(min(offset, index.end))
             else:
@@ -384,7 +391,7 @@ class LogFiles:
         if not isinstance(first, Found) and (start, position) != (extent.base, 0):
             # The batch is damaged, or the index is wrong: without it that can be told.
             with self._index_lock:
-                index = self._indexes[name] = Index(extent.base)
+                index = indexes[0] = Index(extent.base)
             walked = walk(file.read, extent)
             first = next(walked, None)
         for found in chain(() if first is None else (first,), walked):

@@ -76,13 +76,17 @@ class Place(NamedTuple):
 
 
 class Extent(NamedTuple):
-    """What a segment should hold: offsets ``base`` to ``end``, in its first ``length`` bytes."""
+    """What a segment should hold: offsets ``base`` to ``end``, in its first ``length`` bytes.
+
+    ``milestones``: see ``index``.
+    """
 
     log: int
     base: int
     end: int
     length: int
     generation: int = 0
+    milestones: bytes = b""
 
 
 class _Window:

@@ -17,9 +17,12 @@ from rlog_client.batch import HEADER_BYTES, Header, decode_keys, parse_header
 from rlog_client.model import PRODUCER_ID
 
 from . import facts
+from .index import UNKNOWN_NS, with_milestone
 from .keys import Keys, dec_hook, enc_hook
 from .segment import Place
 from .shared import Failure, Member, Shared, holds, pairs
+
+Raw = bytes  # where a field has that name
 
 
 class Segment(Struct, array_like=True):
@@ -28,6 +31,7 @@ class Segment(Struct, array_like=True):
 
     ``generation``: how often it was rewritten. ``absent``: how many of its offsets have no record
     any more. ``stale``: how many of its records were superseded since they were last looked for.
+    ``milestones``: see ``index``; none of one that was rewritten.
     """
 
     base: int
@@ -36,6 +40,7 @@ class Segment(Struct, array_like=True):
     generation: int = 0
     absent: int = 0
     stale: int = 0
+    milestones: Raw = b""
 
 
 class Holder(Struct, frozen=True, array_like=True):
@@ -310,7 +315,8 @@ def _number(transaction: Transaction) -> int:
 class Log(Struct, array_like=True):
     """A log: offsets ``first`` to ``end`` (exclusive), in segments sorted by base.
 
-    ``begun_ns``: when the first record of the last segment was appended.
+    ``begun_ns``: when the first record of the last segment was appended. ``newest_ns``: the maximum
+    of what that segment's records say of their times, whatever was thought of it since.
     """
 
     id: int
@@ -325,6 +331,7 @@ class Log(Struct, array_like=True):
     owner: Owner = msgspec.field(default_factory=Owner)
     keys: Keys = msgspec.field(default_factory=Keys)  # of a log with a key index
     begun_ns: int = 0
+    newest_ns: int = UNKNOWN_NS
 
     @property
     def bytes(self) -> int:
@@ -573,12 +580,16 @@ class State(Struct, array_like=True):
         place = log.place(size, header.time_ns)
         log.time_max_ns = max(log.time_max_ns, header.time_ns)
         if place.new:
-            log.begun_ns = header.time_ns
+            log.begun_ns = log.newest_ns = header.time_ns
             log.segments.append(Segment(header.base, size, log.time_max_ns))
         else:
             segment = log.segments[-1]
+            segment.milestones = with_milestone(
+                segment.milestones, header.base, place.position, log.newest_ns
+            )
             segment.bytes += size
             segment.time_max_ns = log.time_max_ns
+            log.newest_ns = max(log.newest_ns, header.time_ns)
         log.end = header.end
         if header.producer:
             producer = log.producers.get(header.producer)

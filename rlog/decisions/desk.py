@@ -425,7 +425,7 @@ class Books:
         end, length = log.segment_end(index), segment.bytes
         if segment.base == visible.base:
             end, length = visible.end, visible.length
-        return Extent(log.id, segment.base, end, length, segment.generation)
+        return Extent(log.id, segment.base, end, length, segment.generation, segment.milestones)
 
 
 class Desk:

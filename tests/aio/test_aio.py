@@ -240,7 +240,7 @@ def test_a_commit_of_autocommit_that_waits_for_others_leaves_by_itself(
                     if record.offset == 7:
                         break
                 # No call into that client is made meanwhile.
-                while (await cursor.info()).committed != 7:
+                while (await cursor.info()).committed != 7:  # noqa: ASYNC110 - it is another's event
                     await anyio.sleep(0.005)
 
     run(main)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from rlog import index
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -16,3 +18,9 @@ def quiet() -> Iterator[None]:
     logging.disable(logging.CRITICAL)
     yield
     logging.disable(logging.NOTSET)
+
+
+@pytest.fixture(autouse=True)
+def close_milestones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a log has every 4 MiB, these small ones have, too."""
+    monkeypatch.setattr(index, "MILESTONE_SPACING", 512)

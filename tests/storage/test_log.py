@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rlog import index as indexes
 from rlog.files import PAGE, Disk
-from rlog.index import Index
+from rlog.index import Index, Milestone, with_milestone
 from rlog.log import RESERVE_MIN, Chunk, Handles, LogFiles
 from rlog.segment import Damage, Extent, Place, path
 from rlog_client.batch import HEADER_BYTES, check_body, hole, parse_header
@@ -27,7 +28,10 @@ ROLL = 1 << 20
 class Laid:
     """A log of some batches in one segment, and where they are."""
 
-    def __init__(self, sizes: list[int], *, count: int = 2, base: int = 0) -> None:
+    def __init__(
+        self, sizes: list[int], *, count: int = 2, base: int = 0, noting: bool = False
+    ) -> None:
+        """``noting``: milestones."""
         self.disk = SimDisk()
         self.disk.make_directory("logs")
         self.files = LogFiles(Handles(self.disk), 1)
@@ -35,6 +39,7 @@ class Laid:
         self.batches: list[bytes] = []
         self.places: list[Place] = []
         self.base, self.count = base, count
+        self.noting, self.milestones = noting, b""
         for size in sizes:
             self.append(size)
 
@@ -44,12 +49,19 @@ class Laid:
 
     @property
     def extent(self) -> Extent:
-        return Extent(1, self.base, self.base + self.count * len(self.batches), self.length)
+        end = self.base + self.count * len(self.batches)
+        return Extent(1, self.base, end, self.length, 0, self.milestones)
 
     def append(self, size: int) -> None:
         values = [bytes([65 + len(self.batches) % 26]) * size] * self.count
-        raw = batch_of(values, base=self.extent.end, time_ns=100 * len(self.batches))
+        number = len(self.batches)
+        raw = batch_of(values, base=self.extent.end, time_ns=100 * number)
         place = Place(1, self.base, self.length, not self.batches)
+        if self.noting:
+            newest_ns = 100 * (number - 1)
+            self.milestones = with_milestone(
+                self.milestones, self.extent.end, place.position, newest_ns
+            )
         self.files.reserve(place, len(raw), ROLL)
         self.files.write(place, [raw[:HEADER_BYTES], raw[HEADER_BYTES:]], len(raw))
         self.places.append(place)
@@ -678,7 +690,7 @@ def test_whatever_byte_of_an_index_is_another_the_answers_are_the_same(
     if damaged:
         laid.damage(laid.places[6].position + 9)
     wanted = answers(laid)
-    [index] = laid.files._indexes.values()
+    [index] = laid.files._indexes[laid.base, 0].values()
     whole = {name: getattr(index, name) for name in ("_offsets", "_positions", "_times")}
     end, position, count = index.end, index.position, 0
     assert len(whole["_offsets"]) >= 4
@@ -692,7 +704,7 @@ def test_whatever_byte_of_an_index_is_another_the_answers_are_the_same(
                 getattr(again, part)[entry] = wrong
             else:
                 setattr(again, part, wrong)
-            laid.files._indexes[laid.base, 0] = again
+            laid.files._indexes[laid.base, 0][0] = again
             assert answers(laid) == wanted, (part, entry, wrong)
             count += 1
     record_property("indexes with one byte changed", count)
@@ -701,14 +713,14 @@ def test_whatever_byte_of_an_index_is_another_the_answers_are_the_same(
 def test_without_an_index_or_with_one_of_a_shorter_log_the_answers_are_the_same() -> None:
     laid = Laid([20_000] * 4)
     answers(laid)
-    stale = laid.files._indexes[laid.base, 0]
+    stale = laid.files._indexes[laid.base, 0][0]
     for _ in range(6):
         laid.append(20_000)
     laid.files._indexes.clear()
     wanted = answers(laid)
     laid.files._indexes.clear()
     assert answers(laid) == wanted
-    laid.files._indexes[laid.base, 0] = stale
+    laid.files._indexes[laid.base, 0] = {0: stale}
     assert answers(laid) == wanted
 
 
@@ -716,9 +728,9 @@ def test_an_index_of_another_segment_changes_no_answer() -> None:
     laid, other = Laid([20_000] * 10), Laid([7_000] * 30)
     wanted = answers(laid)
     answers(other)
-    index = other.files._indexes[laid.base, 0]
+    index = other.files._indexes[laid.base, 0][0]
     index._times = [-1] * len(index._times)
-    laid.files._indexes[laid.base, 0] = index
+    laid.files._indexes[laid.base, 0] = {0: index}
     assert answers(laid) == wanted
 
 
@@ -733,6 +745,64 @@ def test_a_seek_reads_no_more_than_what_lies_behind_the_nearest_entry() -> None:
     laid.files._indexes.clear()
     assert laid.files.find(laid.extent, 79) is not None
     assert laid.disk.calls["read"] > before + 4, "without an index all of it is walked"
+
+
+@pytest.fixture
+def some_milestones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer than batches."""
+    monkeypatch.setattr(indexes, "MILESTONE_SPACING", 100_000)
+
+
+@pytest.mark.usefixtures("some_milestones")
+@pytest.mark.parametrize("damaged", [None, 3, 5, 6, 9])
+def test_with_milestones_the_answers_are_the_same(damaged: int | None) -> None:
+    with_some = Laid([20_000] * 10, noting=True)
+    without = Laid([20_000] * 10)
+    if damaged is not None:
+        for each in (with_some, without):
+            each.damage(each.places[damaged].position + 9)
+    assert answers(with_some) == answers(without)
+    assert answers(with_some) == answers(without)  # also with what was learned by that
+    assert with_some.milestones
+
+
+@pytest.mark.usefixtures("some_milestones")
+@pytest.mark.parametrize("number", [0, 1])  # offset, position
+@pytest.mark.parametrize("damaged", [False, True])
+def test_whatever_byte_of_a_milestone_is_another_the_answers_are_the_same(
+    number: int, damaged: bool, long: bool, record_property: Callable[[str, object], None]
+) -> None:
+    laid = Laid([20_000] * 10, noting=True)
+    if damaged:
+        laid.damage(laid.places[6].position + 9)
+    wanted = answers(laid)
+    size, count = len(Milestone._fields) * 8, 0
+    whole = laid.milestones
+    assert len(whole) >= 2 * size
+    for begin in range(8 * number, len(whole), size):
+        right = int.from_bytes(whole[begin : begin + 8], "little")
+        for wrong in changed(right, long=long):
+            laid.milestones = whole[:begin] + wrong.to_bytes(8, "little") + whole[begin + 8 :]
+            laid.files._indexes.clear()
+            assert answers(laid) == wanted, (begin, wrong)
+            count += 1
+    record_property("milestones with one byte changed", count)
+
+
+@pytest.mark.usefixtures("some_milestones")
+def test_the_first_seek_of_all_reads_no_more_than_what_lies_behind_the_nearest_milestone() -> None:
+    laid = Laid([20_000] * 100, noting=True)
+    reads = []
+    for offset in (1, 81, 199):
+        laid.files._indexes.clear()
+        before = laid.disk.calls["read"]
+        assert laid.files.find(laid.extent, offset) is not None
+        reads.append(laid.disk.calls["read"] - before)
+        before = laid.disk.calls["read"]
+        laid.files._indexes.clear()
+        assert laid.files.find_time(laid.extent, 100 * (offset // 2)) == offset // 2 * 2
+        reads.append(laid.disk.calls["read"] - before)
+    assert max(reads) <= 2
 
 
 def test_of_a_log_that_was_only_found_nothing_is_to_be_synced() -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import struct
+from typing import Any
+
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlog import facts, state
+from rlog import facts, index, state
+from rlog.index import Milestone
 from rlog.segment import Place
 from rlog.state import SENT_MAX, Producer, Sent, State
 from rlog_client import batch
@@ -411,3 +415,67 @@ def test_a_verdict_of_another_kind_of_consumer_is_no_fact_of_this_one() -> None:
             with_log(joined, wrong)
     with pytest.raises(AssertionError, match="of a shared consumer"):
         with_log(CLAIM, facts.Completed(1, "c", 1, [0, 1], []))
+
+
+# --- milestones -----------------------------------------------------------------------------------
+
+
+def milestones_of(made: State) -> list[list[tuple[int, int, int]]]:
+    """Of each segment."""
+    return [
+        [(each.offset, each.position, each.time_max_ns) for each in all_of(segment.milestones)]
+        for segment in made.logs[1].segments
+    ]
+
+
+def all_of(milestones: bytes) -> list[Milestone]:
+    numbers = struct.unpack(f"<{len(milestones) // 8}Q", milestones)
+    return [Milestone(*numbers[at : at + 3]) for at in range(0, len(numbers), 3)]
+
+
+def test_milestones_are_noted_as_batches_are_appended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index, "MILESTONE_SPACING", 200)
+    # A clock that is set back, and a roll.
+    times = [1000, 9000, 3000, 2000, 5000, 1000, 1000, 4000]
+    appends = [appended(1, base, 100, time_ns=time_ns) for base, time_ns in enumerate(times)]
+    made = with_log()
+    places(made, *appends)
+    assert milestones_of(made) == [[(2, 200, 9000), (4, 400, 9000)], [(7, 200, 1000)]]
+    again = state.load(state.dump(made))
+    assert milestones_of(again) == milestones_of(made)
+    more = [appended(1, base, 100, time_ns=500) for base in (8, 9)]
+    for each in (made, again):
+        places(each, *more)
+    assert milestones_of(again) == milestones_of(made)
+    assert milestones_of(made)[1] == [(7, 200, 1000), (9, 400, 4000)]
+
+
+def test_what_a_segment_of_before_milestones_says_of_times_is_not_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(index, "MILESTONE_SPACING", 100)
+    made = with_log()
+    places(made, *[appended(1, base, 100, time_ns=1000) for base in range(3)])
+    raw = msgspec.msgpack.decode(state.dump(made))
+
+    def shortened(value: Any) -> Any:
+        """As it was written when there was neither ``milestones`` nor ``newest_ns``."""
+        if isinstance(value, dict):
+            return {key: shortened(each) for key, each in value.items()}
+        if not isinstance(value, list):
+            return value
+        if value[:1] == [0] and value[1:3] == [300, 1000]:
+            return value[:6]
+        if value[:2] == [1, "orders"]:
+            return [shortened(each) for each in value[:12]]
+        return [shortened(each) for each in value]
+
+    old = state.load(msgspec.msgpack.encode(shortened(raw)))
+    assert milestones_of(old) == [[]]
+    assert old.logs[1].newest_ns == index.UNKNOWN_NS
+    places(old, *[appended(1, base, 100, time_ns=1000) for base in (3, 4, 5, 6)])
+    # Where the batches lie is known, and of times nothing before the next segment.
+    assert milestones_of(old) == [
+        [(3, 300, index.UNKNOWN_NS), (4, 400, index.UNKNOWN_NS)],
+        [(6, 100, 1000)],
+    ]
