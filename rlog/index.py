@@ -69,12 +69,12 @@ class Index:
 
     __slots__ = ("_offsets", "_positions", "_time_max", "_times", "end", "position")
 
-    def __init__(self, base: int, position: int = 0, time_max_ns: int = -1) -> None:
-        """Of what begins there, and before it has this maximum of times."""
+    def __init__(self, base: int, position: int = 0) -> None:
+        """Of what begins there. Who looks for a time in it has found that all before is older."""
         self._offsets: list[int] = []
         self._positions: list[int] = []
         self._times: list[int] = []
-        self._time_max = time_max_ns
+        self._time_max = -1
         self.end = base  # the offset up to which it is built
         self.position = position  # of that offset
 

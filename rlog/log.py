@@ -380,7 +380,7 @@ class LogFiles:
         begin = milestone or Milestone(extent.base, 0, -1)
         with self._index_lock:
             indexes = self._indexes.setdefault((extent.base, extent.generation), {})
-            index = indexes.setdefault(begin.position, Index(*begin))
+            index = indexes.setdefault(begin.position, Index(begin.offset, begin.position))
             if offset is not None:
                 start, position = index.at_offset(min(offset, index.end))
             else:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from rlog.decisions import Waiting
+from rlog.index import milestone_at_offset
 from rlog_client import batch, errors, model, protocol
 from tests.storage.server import CLIENT, ROLL, START_NS, Asker, Server, judged
 from tests.storage.simdisk import PAGE, Choice, Failure, Fill, SimDisk
@@ -69,6 +70,20 @@ def ends(server: Server, log: str) -> tuple[int, int, int]:
     """(end, visible end, synced end)"""
     books, number = server.driver.broker.books, server.ids[log]
     return books.state.logs[number].end, books.visible[number].end, books.synced_end[number]
+
+
+def test_who_reads_is_told_of_the_milestones() -> None:
+    server = serving("always")
+    for _ in range(9):
+        together(server, protocol.Append(1))
+    books = server.driver.broker.books
+    log = books.state.logs[1]
+    extent = books.extent(log, 0)
+    milestone = milestone_at_offset(extent.milestones, log.end - 1)
+    assert milestone is not None
+    spot = books.files[1].find(extent, milestone.offset)
+    assert spot is not None
+    assert spot.position == milestone.position
 
 
 # --- answers by policy, and what is visible -----------------------------------------------------

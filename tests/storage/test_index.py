@@ -135,3 +135,22 @@ def test_nothing_as_young_as_a_time_lies_before_its_milestone(
         if other.time_max_ns < time_ns:
             assert milestone is not None
             assert milestone.position >= other.position
+
+
+def test_a_record_as_young_as_the_time_may_lie_before_a_milestone() -> None:
+    spacing = indexes.MILESTONE_SPACING
+    milestones = with_milestone(b"", 10, spacing, 100)
+    assert milestone_at_time(milestones, 100) is None
+    assert milestone_at_time(milestones, 101) == (10, spacing, 100)
+
+
+def test_a_segment_that_has_none_yet_gets_no_more_than_others() -> None:
+    spacing = indexes.MILESTONE_SPACING
+    milestones = with_milestone(b"", 10, 9 * spacing, 0)
+    assert len(milestones) == 24
+    assert with_milestone(milestones, 11, 10 * spacing - 1, 0) == milestones
+    assert milestone_at_offset(with_milestone(milestones, 12, 10 * spacing, 0), 99) == (
+        12,
+        10 * spacing,
+        0,
+    )

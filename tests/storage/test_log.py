@@ -732,6 +732,7 @@ def test_an_index_of_another_segment_changes_no_answer() -> None:
     index._times = [-1] * len(index._times)
     laid.files._indexes[laid.base, 0] = {0: index}
     assert answers(laid) == wanted
+    assert laid.files._indexes[laid.base, 0][0] is not index, "it is not found wrong every time"
 
 
 def test_a_seek_reads_no_more_than_what_lies_behind_the_nearest_entry() -> None:
@@ -803,6 +804,11 @@ def test_the_first_seek_of_all_reads_no_more_than_what_lies_behind_the_nearest_m
         assert laid.files.find_time(laid.extent, 100 * (offset // 2)) == offset // 2 * 2
         reads.append(laid.disk.calls["read"] - before)
     assert max(reads) <= 2
+    # What was learned behind one milestone is not taken for what lies behind another.
+    for offset in (3, 199, 197, 83, 81, 5):
+        before = laid.disk.calls["read"]
+        assert laid.files.find(laid.extent, offset) is not None
+        assert laid.disk.calls["read"] == before + 1
 
 
 def test_of_a_log_that_was_only_found_nothing_is_to_be_synced() -> None:
