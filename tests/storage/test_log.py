@@ -807,7 +807,9 @@ def test_the_first_seek_of_all_reads_no_more_than_what_lies_behind_the_nearest_m
     # What was learned behind one milestone is not taken for what lies behind another.
     for offset in (3, 199, 197, 83, 81, 5):
         before = laid.disk.calls["read"]
-        assert laid.files.find(laid.extent, offset) is not None
+        spot = laid.files.find(laid.extent, offset)
+        assert spot is not None
+        assert spot.position == laid.places[offset // 2].position
         assert laid.disk.calls["read"] == before + 1
 
 
