@@ -91,6 +91,23 @@ class Grown:
                 seconds += time.perf_counter() - began
         return float(STRETCHES * portion / seconds)
 
+    def read_bytes(self) -> float:
+        """Records a second: the disk's own part in a cold reading, by plain reads of a file."""
+        portion = min(self._options.portion, self._options.smallest) // PLACES
+        count = portion * (self._options.size + RECORD_OVERHEAD)
+        segments = [path for path in Path(self._directory).rglob("*.seg") if path.stat().st_size]
+        seconds = 0.0
+        for _ in range(STRETCHES):
+            evict(self._directory)
+            with self._random.choice(segments).open("rb", buffering=0) as file:
+                last = max(os.fstat(file.fileno()).st_size - count, 0)
+                first = self._random.randint(0, last) // PAGE * PAGE
+                began = time.perf_counter()
+                for position in range(first, first + count, MIB):
+                    os.pread(file.fileno(), min(MIB, first + count - position), position)
+                seconds += time.perf_counter() - began
+        return float(STRETCHES * portion / seconds)
+
     def seek(self, *, place: Callable[[Grown], rlog.Whence], cold: bool) -> list[float]:
         """Seconds of each, from opening a reader to its first record."""
         if cold:
@@ -201,11 +218,15 @@ class Tables:
             return None
         return Goal(bound, at_most, (f"{self.grown[0].name}{row}",))
 
-    def rates(self, title: str, run: Callable[[Grown], float]) -> None:
+    def rates(self, title: str, run: Callable[[Grown], float], *, cold: bool = False) -> None:
         cases = [
             case(each.name, partial(run, each), self._goal(each, AS_FAST, at_most=False))
             for each in self.grown
         ]
+        if cold:
+            # What the disk has of a small log in a cache of its own, it has not of a large one.
+            for each in (self.grown[0], self.grown[-1]):
+                cases.append(case(f"limit: plain reads, {each.name}", each.read_bytes))
         self._bench.run(title, "records/s", cases)
 
     def seeks(self, title: str, run: Callable[[Grown], list[float]], *, cold: bool) -> None:
@@ -243,7 +264,8 @@ def run(tables: Tables, size: int, portion: int) -> None:
         each.warm()
     for cold in (False, True):
         how = "cold" if cold else "warm"
-        tables.rates(f"read at random places, {how}", partial(Grown.read, cold=cold))
+        title = f"read at random places, {how}"
+        tables.rates(title, partial(Grown.read, cold=cold), cold=cold)
         for what, place in (("offset", Grown.offset), ("time", Grown.moment)):
             title = f"first record at a random {what}, {how}"
             tables.seeks(title, partial(Grown.seek, place=place, cold=cold), cold=cold)
