@@ -5,9 +5,10 @@ walk is long, also the first one of a server's life. Between two of them an inde
 built by walks.
 
 An answer is where to begin walking, never what is there: the walk checks every header. Where it
-finds none, it begins anew without the index, so a wrong place costs time and changes nothing. (The
-times are believed: they come from headers that were checked, by this process or by the one that
-noted the milestone.)
+finds none, it begins anew without the index, so a wrong place costs time and changes nothing. A
+right one may find more in a damaged segment: a sound batch between two damaged ones, which a walk
+from the begin passes over. (The times are believed: they come from headers that were checked, by
+this process or by the one that noted the milestone.)
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from .keys import Keys, dec_hook, enc_hook
 from .segment import Place
 from .shared import Failure, Member, Shared, holds, pairs
 
-Raw = bytes  # where a field has that name
+Raw = bytes  # for a class that has a field `bytes`
 
 
 class Segment(Struct, array_like=True):

@@ -138,7 +138,7 @@ class _CommittingRuns(_Runs):
         last = consumer._last
         if last is None:
             pass
-        elif monotonic() >= consumer._commit_at:
+        elif last.redriven or monotonic() >= consumer._commit_at:
             await consumer._drive_reading(consumer._commit_last())
         else:
             if consumer._passed is None:
@@ -353,6 +353,11 @@ class AsyncConsumer(AsyncSource, ConsumerSteps):
     async def extend(self, record: Record) -> None:
         """Begin the ``hand_seconds`` of what is in hand anew."""
         await self._drive(self._extend(record))
+
+    def tend(self, now: float) -> None:
+        super().tend(now)
+        if self._passed is not None:
+            self._transport.tend_at(self._commit_at)
 
     def __aiter__(self) -> AsyncIterator[Record]:
         return _CommittingRuns(self) if self._autocommit else _Runs(self)

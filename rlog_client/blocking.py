@@ -226,7 +226,7 @@ class Consumer(Source, ConsumerSteps):
         for record in records:
             self._last = record
             yield record
-            if monotonic() < self._commit_at:
+            if self._last is record and not record.redriven and monotonic() < self._commit_at:
                 self._passed = record  # others go with it
             else:
                 self._transport.run(self._commit_last())

@@ -283,7 +283,7 @@ class Log:
         holds it lets go; the client's timeout does not count. ``takeover``: end their claim.
         ``autocommit``: a record is committed when the next is asked for. In a quick loop many share
         a commit: one leaves when none has in the last 5 ms, before every wait for records, and at
-        the end of the loop; what else is to be sent, leaves by the next call into the client.
+        the end of the loop; what is left after that leaves with the next call into the client.
         ``hand_seconds``: how long a handler of ``process`` may have a record before the claim ends
         and an attempt is counted; None: for ever.
 

@@ -121,7 +121,7 @@ class ConsumerSteps(SourceSteps):
         self._seeking: Call[Moved] | None = None
         self._moved: Moved | None = None  # by a seek whose answer was lost
         # With autocommit: what was handed out last, to be committed when the next is asked for; and
-        # what that was done for, and whose commit waits for others, as one has just gone out.
+        # what was asked beyond, and whose commit is held back, for others to go with it.
         self._last: Record | None = None
         self._passed: Record | None = None
         self._commit_at = 0.0  # the next one may go out then
@@ -161,6 +161,7 @@ class ConsumerSteps(SourceSteps):
     def _settle(self, record: Record, verdict: Verdict, wait: bool) -> Steps[None]:
         yield from self._begin()
         self._check_ours(record)
+        self._take_over(record)
         if isinstance(verdict, Commit) and verdict.appends:
             verdicts = Verdicts(self._transport, self)
             verdicts.add(record, verdict.appends)
@@ -211,6 +212,7 @@ class ConsumerSteps(SourceSteps):
         if self._closed:
             return
         self._closed = True
+        self._transport.tended.discard(self)
         self._drop()
         if not self._claimed:
             return
@@ -246,9 +248,6 @@ class ConsumerSteps(SourceSteps):
                 yield from self._find_out()
         elif (yield from self._claim_in_range()):
             yield from self._attach()
-        else:
-            return
-        yield from self._commit_last()
 
     def _claim_in_range(self) -> Steps[bool]:
         try:
@@ -349,8 +348,8 @@ class ConsumerSteps(SourceSteps):
     def _post_release(self) -> None:
         claiming = self._claiming
         commit = None
-        if (passed := self._take_passed()) is not None:
-            commit = CommitCursor(self._log_id, self._consumer, self._epoch, passed.offset + 1, 0)
+        if done := self._passed_end:
+            commit = CommitCursor(self._log_id, self._consumer, self._epoch, done, 0)
 
         def release(session: Session) -> None:
             if commit is not None:
@@ -531,24 +530,35 @@ class ConsumerSteps(SourceSteps):
             self._send_passed()
         yield from self._go_on()
 
-    def _take_passed(self) -> Record | None:
-        passed, self._passed = self._passed, None
-        if self._last is passed:
+    def _take_over(self, record: Record) -> None:
+        """It is settled by hand: a commit by autocommit would pass it."""
+        last = self._last
+        if last is not None and (last.redriven, last.offset) >= (record.redriven, record.offset):
             self._last = None
-        return passed if passed is not None and passed.epoch == self._epoch else None
+
+    @property
+    def _passed_end(self) -> int:
+        """The offset after what was asked beyond, and is not committed yet; 0 for nothing."""
+        passed = self._passed
+        return passed.offset + 1 if passed is not None and passed.epoch == self._epoch else 0
 
     def _send_passed(self, by: Session | None = None) -> bool:
-        """Commit what may have waited long enough. False: there is nothing."""
-        if (passed := self._take_passed()) is None:
+        """Commit what was held back. False: there is nothing."""
+        passed = self._passed
+        if passed is None:
             return False
-        done = passed.offset + 1
-        self._send_commit(done, by=by)
-        self._done = max(self._done, done)
-        self._commit_at = monotonic() + AUTOCOMMIT_SECONDS
-        return True
+        if ahead := (done := self._passed_end) > self._asked:
+            self._commit_at = monotonic() + AUTOCOMMIT_SECONDS  # first: what sends it tends, too
+            self._send_commit(done, by=by)
+            self._done = max(self._done, done)
+        # Last: interrupted, it is sent twice, and not never.
+        if self._last is passed:
+            self._last = None
+        self._passed = None
+        return ahead
 
     def tend(self, now: float) -> None:
-        """On every call into the client."""
+        """On calls into the client, and in an async one when it is due."""
         if self._passed is not None and now >= self._commit_at:
             self._send_passed(self._transport.session)
 
@@ -563,10 +573,9 @@ class ConsumerSteps(SourceSteps):
         self._check_ours(record)
 
     def _joining(self, record: Record) -> Steps[None]:
-        last = self._last
-        if last is not None and (last.redriven, last.offset) >= (record.redriven, record.offset):
-            self._last = None  # with autocommit: it would pass this one
+        self._take_over(record)
         yield from self._begin()
+        self._send_passed()
         yield from self._await_sent(0)
 
     def _commitment(self, record: Record, begun: int | None) -> Commitment:
@@ -657,7 +666,7 @@ class ConsumerSteps(SourceSteps):
             raise
 
     def _pass_over(self, first: int, end: int) -> None:
-        self._send_passed()
+        self._done = max(self._done, self._passed_end)  # which it will be committed through
         # The next commit is one through all of it, unless something before it is not committed.
         if first <= max(self._done, self._lost_end):
             self._lost_end = max(self._lost_end, end)
@@ -774,8 +783,11 @@ class ConsumerSteps(SourceSteps):
 
     def _next_run(self, end: int | None, deadline: float | None) -> Steps[Iterator[Record] | None]:
         run = yield from super()._next_run(end, deadline)
-        if run is None:
-            yield from self._commit_last()  # the iteration ends
+        if run is None and self._transport.session.ended is None:
+            # The iteration ends: nothing is held back any more.
+            self._send_passed()
+            if self._sent:
+                self._transport.serve()
         return run
 
     def _fetch(self, deadline: float | None) -> Steps[bool]:
@@ -799,7 +811,6 @@ class ConsumerSteps(SourceSteps):
         redriven, self._redriven = self._redriven, None
         if redriven is not None:
             self._unsettled = redriven.record.offset
-            self._commit_at = 0.0  # it is settled alone
             return iter((redriven.record,))
         run = self._run(end)
         if run is None or self._failed is None:

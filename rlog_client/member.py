@@ -389,7 +389,7 @@ class MemberSteps(ConsumerSteps):
     def _poll(self, max_records: int, timeout: float | None) -> Steps[list[Record]]:
         if max_records < 1:
             raise ValueError(f"max_records is at least 1, not {max_records}")
-        yield from self._begin()
+        yield from self._begin_reading()
         deadline = until(timeout)
         while not self._stopped:
             self._check()

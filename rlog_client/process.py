@@ -81,7 +81,7 @@ def process(
         raise InvalidRequest('a reader cannot park: on_exhausted is "skip" or "raise"')
     deadline = until(timeout)
     block = source._block if block is None else block
-    yield from source._begin()
+    yield from source._begin_reading()
     end = yield from source._final(block)
     how = How(handler, limit, end, block, deadline, in_flight, retry, on_exhausted)
     return (yield from kind(source, how).run())

@@ -95,13 +95,13 @@ class SourceSteps:
 
     def _start_runs(self) -> Steps[int | None]:
         """Begin an iteration: the offset at which it ends, None for never."""
-        yield from self._begin()
+        yield from self._begin_reading()
         return (yield from self._final(self._block))
 
     def _poll(self, max_records: int, timeout: float | None) -> Steps[list[Record]]:
         if max_records < 1:
             raise ValueError(f"max_records is at least 1, not {max_records}")
-        yield from self._begin()
+        yield from self._begin_reading()
         deadline = until(timeout)
         ahead = monotonic() if timeout == 0 else deadline
         records: list[Record] = []
@@ -228,6 +228,15 @@ class SourceSteps:
         self._transport.check()
         yield from self._open()
         self._check()
+
+    def _begin_reading(self) -> Steps[None]:
+        """``_begin``, to ask for the next record."""
+        yield from self._begin()
+        yield from self._commit_last()
+
+    def _commit_last(self) -> Steps[None]:
+        """With autocommit: what was handed out is asked beyond."""
+        yield from ()
 
     def _final(self, block: bool) -> Steps[int | None]:
         """The offset at which reading that begins now ends; None for never."""

@@ -246,6 +246,29 @@ def test_a_commit_of_autocommit_that_waits_for_others_leaves_by_itself(
     run(main)
 
 
+def test_each_of_two_consumers_of_a_client_commits_by_itself(
+    run: Run, server: Server, name: str
+) -> None:
+    async def main() -> None:
+        async with rlog.connect_async(server.unix) as client:
+            log = await client.log(name, create=True)
+            await fill(log, 10)
+            consumers = {each: log.consumer(each, autocommit=True) for each in ("a", "b")}
+            for wait in (0.0, 0.003):
+                await anyio.sleep(wait)
+                for consumer in consumers.values():
+                    async for record in consumer:
+                        if record.offset % 4 == 3:
+                            break
+            async with client.clone() as other:
+                seen = await other.log(name)
+                for each in consumers:
+                    while (await seen.cursor(each).info()).committed != 7:  # noqa: ASYNC110 - see above
+                        await anyio.sleep(0.005)
+
+    run(main)
+
+
 def test_stop_ends_every_wait_from_any_thread(run: Run, server: Server, name: str) -> None:
     async def main() -> None:
         async with rlog.connect_async(server.unix) as client:

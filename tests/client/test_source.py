@@ -21,8 +21,8 @@ from .peer import Line
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from rlog_client.session import Subscription
-    from rlog_client.steps import Steps
+    from rlog_client.session import Session, Subscription
+    from rlog_client.steps import Link, Steps
 
     from .peer import Peer
 
@@ -428,16 +428,13 @@ def test_a_commit_that_was_held_back_leaves_before_a_wait(peer: Peer, log: rlog.
     assert commits(peer) == [1, 3]
 
 
-def test_a_commit_that_was_held_back_goes_ahead_of_a_seek_and_is_no_more(
-    peer: Peer, log: rlog.Log
-) -> None:
+def test_a_commit_that_was_held_back_is_no_more_after_a_seek(peer: Peer, log: rlog.Log) -> None:
     consumer, _ = held_at_three(peer, log)
     assert consumer.seek(rlog.OLDEST) == 0
-    assert commits(peer) == [1, 4]  # a seek asks for what comes next
     consumer._commit_at = 0.0
     ask(log)
     consumer.close()
-    assert commits(peer) == [1, 4]
+    assert commits(peer) == [1]
     assert peer.cursors["c"] == 0
 
 
@@ -454,10 +451,84 @@ def test_what_was_lost_behind_a_commit_that_was_held_back_is_passed_with_it(
     with pytest.raises(rlog.CorruptData):
         list(records)
     ask(log)
-    assert commits(peer) == [1, 3]
+    assert commits(peer) == [1]
     assert offsets(consumer) == [5, 6]
     consumer.close()
+    assert commits(peer)[:2] == [1, 3]
     assert peer.cursors["c"] == 7
+
+
+def test_what_is_asked_about_a_record_in_hand_does_not_commit_it(peer: Peer, log: rlog.Log) -> None:
+    fill(peer, 1, 6)
+    with log.consumer("c", autocommit=True) as consumer:
+        for record in consumer:
+            assert consumer.committed <= record.offset
+            assert consumer.epoch == 1
+            if record.offset == 4:
+                break
+    assert peer.cursors["c"] == 4
+
+
+def test_a_record_that_was_settled_by_hand_is_not_committed_once_more(
+    peer: Peer, log: rlog.Log
+) -> None:
+    fill(peer, 1, 4)
+    with log.consumer("c", block=False, autocommit=True) as consumer:
+        for record in consumer:
+            hold(consumer)
+            if record.offset == 2:
+                consumer.settle(record, rlog.Park("by hand"))
+    settled = [each.offset for each in peer.asked if isinstance(each, protocol.Settle)]
+    assert settled == [2]
+    assert commits(peer) == [2, 4]  # what is below it first
+
+
+def test_a_poll_in_the_loop_takes_over(peer: Peer, log: rlog.Log) -> None:
+    fill(peer, 1, 12)
+    with log.consumer("c", autocommit=True) as consumer:
+        records = iter(consumer)
+        assert [next(records).offset, next(records).offset] == [0, 1]
+        hold(consumer)
+        assert offsets(consumer.poll(9)) == list(range(2, 11))
+        hold(consumer)
+        assert next(records).offset == 11
+    assert peer.cursors["c"] == 11
+
+
+def test_two_loops_commit_what_both_have_asked_beyond(peer: Peer, log: rlog.Log) -> None:
+    fill(peer, 1, 12)
+    with log.consumer("c", autocommit=True) as consumer:
+        one, other = iter(consumer), iter(consumer)
+        assert next(one).offset == 0
+        hold(consumer)
+        assert [next(other).offset for _ in range(10)] == list(range(1, 11))
+        hold(consumer)
+        assert next(one).offset == 11
+    assert peer.cursors["c"] == 11
+
+
+@pytest.mark.parametrize("where", ["before", "behind"])
+def test_an_interrupt_while_a_commit_that_was_held_back_is_sent_loses_nothing(
+    peer: Peer, log: rlog.Log, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    consumer, _ = held_at_three(peer, log)
+    send = consumer._send_commit
+    interrupts = [KeyboardInterrupt()]
+
+    def interrupted(done: int, begun: int = 0, by: Link | Session | None = None) -> None:
+        if where == "behind":
+            send(done, begun, by)
+        if interrupts:
+            raise interrupts.pop()
+        if where == "before":
+            send(done, begun, by)
+
+    monkeypatch.setattr(consumer, "_send_commit", interrupted)
+    consumer._commit_at = 0.0
+    with pytest.raises(KeyboardInterrupt):
+        ask(log)
+    consumer.close()
+    assert peer.cursors["c"] == 3
 
 
 # --- process ----------------------------------------------------------------------------------

@@ -289,6 +289,49 @@ def test_a_commit_of_autocommit_that_waits_for_others_is_void_once_the_claim_is_
     assert log.cursor("c").info().committed == 0
 
 
+def test_autocommit_settles_redriven_records_alone(log: rlog.Log) -> None:
+    log.append_many([b"%d" % i for i in range(6)])
+    with log.consumer("c", block=False) as consumer:
+        consumer.process(lambda record: rlog.Park() if record.offset in (1, 3) else None)
+    log.append_many([b"%d" % i for i in range(6, 12)])
+    given = []
+    with log.consumer("c", block=False, autocommit=True) as consumer:
+        for record in consumer:
+            given.append((record.offset, record.redriven))
+            if record.offset == 7:
+                log.cursor("c").redrive()
+            # What was held back is due, and any call sends it: also with a redriven one in hand.
+            consumer._commit_at = 0.0
+            log.info()
+            consumer._commit_at = time.monotonic() + 3600
+    redriven = [offset for offset, again in given if again]
+    assert redriven == [1, 3]
+    assert [offset for offset, again in given if not again] == list(range(6, 12))
+    info = log.cursor("c").info()
+    assert (info.committed, info.parked) == (12, 0)
+
+
+def refused(
+    client: rlog.Client, log: rlog.Log, consumer: rlog.Consumer, record: rlog.Record
+) -> None:
+    with client.transaction() as transaction:
+        transaction.append(log, b"never", expect=77)
+        transaction.commit(consumer, record)
+
+
+def test_a_record_whose_transaction_was_refused_is_not_committed_by_autocommit(
+    client: rlog.Client, log: rlog.Log
+) -> None:
+    log.append_many([b"%d" % i for i in range(3)])
+    with log.consumer("c", block=False, autocommit=True) as consumer:
+        for record in consumer:
+            consumer._commit_at = time.monotonic() + 3600
+            if record.offset == 2:
+                with pytest.raises(rlog.Conflict):
+                    refused(client, log, consumer, record)
+    assert log.cursor("c").info().committed == 2
+
+
 def test_autocommit_of_a_poll_commits_at_the_next_one(log: rlog.Log) -> None:
     log.append_many([b"%d" % i for i in range(5)])
     with log.consumer("c", autocommit=True) as consumer:
