@@ -418,9 +418,10 @@ class ConsumerSteps(SourceSteps):
         """
         begun = begun if begun > done else 0
         commit = CommitCursor(self._log_id, self._consumer, self._epoch, done, begun)
-        self._asked, self._asked_begun = max(self._asked, done), begun
         self._named = max(self._named, done, begun)
         call = (by or self._transport).start(Call(Committed), commit)
+        # Not before: interrupted, it was not asked for yet.
+        self._asked, self._asked_begun = max(self._asked, done), begun
         self._sent.append(_Sent(done, begun, call))
 
     def _verdict_on(

@@ -6,7 +6,7 @@ import gc
 import signal
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -21,8 +21,9 @@ from .peer import Line
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from rlog_client.session import Session, Subscription
-    from rlog_client.steps import Link, Steps
+    from rlog_client.protocol import Control
+    from rlog_client.session import Buffer, Call, Subscription
+    from rlog_client.steps import Steps
 
     from .peer import Peer
 
@@ -512,18 +513,19 @@ def test_an_interrupt_while_a_commit_that_was_held_back_is_sent_loses_nothing(
     peer: Peer, log: rlog.Log, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     consumer, _ = held_at_three(peer, log)
-    send = consumer._send_commit
+    session = consumer._transport.session
+    register = session._register
     interrupts = [KeyboardInterrupt()]
 
-    def interrupted(done: int, begun: int = 0, by: Link | Session | None = None) -> None:
+    def interrupted(call: Call[Any], control: Control, payload: Buffer = b"") -> None:
         if where == "behind":
-            send(done, begun, by)
-        if interrupts:
+            register(call, control, payload)
+        if interrupts and isinstance(control, protocol.CommitCursor):
             raise interrupts.pop()
         if where == "before":
-            send(done, begun, by)
+            register(call, control, payload)
 
-    monkeypatch.setattr(consumer, "_send_commit", interrupted)
+    monkeypatch.setattr(session, "_register", interrupted)
     consumer._commit_at = 0.0
     with pytest.raises(KeyboardInterrupt):
         ask(log)
