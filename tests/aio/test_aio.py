@@ -226,6 +226,13 @@ def test_autocommit_commits_a_record_when_the_next_is_asked_for(
     run(main)
 
 
+async def committed(cursor: rlog.AsyncCursor, offset: int) -> None:
+    """Wait until another client has committed up to there."""
+    # A cursor is asked, and tells nobody when it moves: there is no event to wait for.
+    while (await cursor.info()).committed != offset:  # noqa: ASYNC110
+        await anyio.sleep(0.005)
+
+
 def test_a_commit_of_autocommit_that_waits_for_others_leaves_by_itself(
     run: Run, server: Server, name: str
 ) -> None:
@@ -240,8 +247,7 @@ def test_a_commit_of_autocommit_that_waits_for_others_leaves_by_itself(
                     if record.offset == 7:
                         break
                 # No call into that client is made meanwhile.
-                while (await cursor.info()).committed != 7:  # noqa: ASYNC110 - it is another's event
-                    await anyio.sleep(0.005)
+                await committed(cursor, 7)
 
     run(main)
 
@@ -263,8 +269,7 @@ def test_each_of_two_consumers_of_a_client_commits_by_itself(
             async with client.clone() as other:
                 seen = await other.log(name)
                 for each in consumers:
-                    while (await seen.cursor(each).info()).committed != 7:  # noqa: ASYNC110 - see above
-                        await anyio.sleep(0.005)
+                    await committed(seen.cursor(each), 7)
 
     run(main)
 
@@ -415,7 +420,7 @@ def test_a_handler_that_is_not_async_is_a_type_error(run: Run, server: Server, n
             await fill(log, 1)
             reader = log.reader(rlog.OLDEST)
             with pytest.raises(TypeError, match="async functions"):
-                await reader.process(lambda record: None)  # type: ignore[arg-type, return-value]  # refused
+                await reader.process(lambda record: None)  # type: ignore[arg-type, return-value]  # wrong on purpose
 
     run(main)
 
@@ -563,7 +568,7 @@ def test_misuse_is_a_runtime_error(run: Run, server: Server, name: str) -> None:
             with pytest.raises(TypeError):
                 await client.log(name, sync="never")
             with pytest.raises(TypeError, match="encode"):
-                await log.append("v")  # type: ignore[arg-type]  # refused
+                await log.append("v")  # type: ignore[arg-type]  # wrong on purpose
             raised: list[BaseException] = []
 
             def elsewhere() -> None:

@@ -55,7 +55,7 @@ def test_each_way_of_a_peer_appends_and_consumes_in_each_of_its_classes(
     try:
         peer.check()
     except Missing as missing:
-        pytest.skip(str(missing))
+        pytest.skip(f"{name} cannot be run on this machine: {missing}")
     path = compared(tmp_path, "--work", "append,consume", "--peers", f"rlog,{name}")
     for work in ("append", "consume"):
         found = {table["durability"]: table["rows"] for table in tables(path, work)}

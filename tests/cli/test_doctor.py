@@ -160,7 +160,7 @@ def test_the_real_machine_is_judged_and_left_as_it_was(
 
 def test_memory_is_no_place_for_a_log(capfd: pytest.CaptureFixture[str]) -> None:
     if gather.look_at_place("/dev/shm").kind != "tmpfs":
-        pytest.skip("/dev/shm is no tmpfs here")
+        pytest.skip("it takes a tmpfs, and /dev/shm is none on this machine")
     code, verdicts = run(capfd, "/dev/shm")
     assert code == 1
     assert [each["level"] for each in verdicts if each["about"] == "write cache"] == ["bad"]

@@ -318,7 +318,7 @@ def test_a_journal_on_another_disk_is_taken_away_from_there(
     there = tempfile.mkdtemp(dir="/dev/shm")
     try:
         if os.stat(there).st_dev == tree.root.stat().st_dev:
-            pytest.skip("/dev/shm is no other disk here")
+            pytest.skip("it takes two file systems, and /dev/shm is on the same one here")
         (tree.root / "journal").rename(tree.root / "moved")
         shutil.copytree(tree.root / "moved", there, dirs_exist_ok=True)
         (tree.root / "journal").symlink_to(there)
@@ -404,7 +404,7 @@ def test_without_space_it_says_what_it_takes_and_leaves_nothing(
         ["mount", "-t", "tmpfs", "-o", f"size={room}", "none", str(small)], check=False
     )
     if mounted.returncode:
-        pytest.skip("nothing can be mounted here")
+        pytest.skip("it takes a small file system, and this root may not mount one")
     try:
         shutil.copytree(stopped, small / "data")
         tree = Tree(small / "data")

@@ -124,7 +124,7 @@ def test_refusals_mark_the_character(text: str, at: int, reason: str) -> None:
 
 
 @given(
-    st.datetimes(datetime(1970, 1, 2), datetime(2262, 1, 1)),  # noqa: DTZ001 (it takes no others)
+    st.datetimes(datetime(1970, 1, 2), datetime(2262, 1, 1)),  # noqa: DTZ001 (bounds have no zone)
     st.integers(-23 * 60, 23 * 60),
 )
 def test_times_mean_what_datetime_says(naive: datetime, east_minutes: int) -> None:

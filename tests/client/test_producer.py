@@ -76,11 +76,11 @@ def test_columns_are_made_when_a_record_has_them(log: rlog.Log) -> None:
 def test_what_is_no_bytes_is_a_type_error_that_names_encode(log: rlog.Log) -> None:
     with log.producer() as producer:
         with pytest.raises(TypeError, match=r"\.encode\(\)"):
-            producer.send("text")  # type: ignore[arg-type]  # refused
+            producer.send("text")  # type: ignore[arg-type]  # wrong on purpose
         with pytest.raises(TypeError, match=r"\.encode\(\)"):
-            producer.extend(["text"])  # type: ignore[list-item]  # refused
+            producer.extend(["text"])  # type: ignore[list-item]  # wrong on purpose
     with pytest.raises(TypeError, match=r"\.encode\(\)"):
-        log.append("text")  # type: ignore[arg-type]  # refused
+        log.append("text")  # type: ignore[arg-type]  # wrong on purpose
     log.append(b"as before")
 
 

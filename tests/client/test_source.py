@@ -201,7 +201,7 @@ def test_a_flipped_byte_on_the_way_is_corrupt_data_with_its_address(
     def flipping(request: int, control: protocol.Control, payload: bytes = b"") -> None:
         send(request, control, bytes(damaged) if payload == original else payload)
 
-    line.send = flipping  # type: ignore[method-assign]  # of this line alone
+    line.send = flipping  # type: ignore[method-assign]  # a line that lies
     seen: list[int] = []
     with pytest.raises(rlog.CorruptData) as raised:
         seen.extend(r.offset for r in reader)
@@ -617,7 +617,7 @@ def test_what_is_no_verdict_is_a_type_error(peer: Peer, log: rlog.Log) -> None:
     fill(peer, 1)
     with log.consumer("c") as consumer:
         with pytest.raises(TypeError):
-            consumer.process(lambda r: True)  # type: ignore[arg-type,return-value]  # refused
+            consumer.process(lambda r: True)  # type: ignore[arg-type,return-value]  # wrong on purpose
         assert consumer.committed == 0
 
 

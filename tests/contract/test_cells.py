@@ -495,7 +495,7 @@ def test_appends_that_fail_are_the_records_fault(client: Any, log: Any) -> None:
         if record.offset == 1:
             return rlog.Commit(appends=[(out.name, b"no"), (f"{log.name}.nowhere", b"no")])
         if record.offset == 3:
-            return rlog.Commit(appends=[(out.name, "no")])  # type: ignore[list-item]  # refused
+            return rlog.Commit(appends=[(out.name, "no")])  # type: ignore[list-item]  # wrong on purpose
         return rlog.Commit(appends=[(out.name, record.value)])
 
     with log.consumer("c", block=False) as consumer:

@@ -69,9 +69,9 @@ def test_expectations_that_make_no_sense(log: rlog.Log, keyed: rlog.Log) -> None
         keyed.append(b"1", expect_key=-1)
     for wrong in ("0", 0.0, True):
         with pytest.raises(TypeError, match="expect"):
-            log.append(b"1", expect=wrong)  # type: ignore[arg-type]  # refused
+            log.append(b"1", expect=wrong)  # type: ignore[arg-type]  # wrong on purpose
         with pytest.raises(TypeError, match="expect_key"):
-            keyed.append(b"1", key=b"k", expect_key=wrong)  # type: ignore[arg-type]  # refused
+            keyed.append(b"1", key=b"k", expect_key=wrong)  # type: ignore[arg-type]  # wrong on purpose
     with pytest.raises(rlog.InvalidRequest):
         log.append(b"1", expect=2**64)
     assert log.append(b"1") == 0

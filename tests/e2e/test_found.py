@@ -172,14 +172,14 @@ def test_a_handlers_stop_iteration_comes_out_as_it_is(log: rlog.Log, style: str)
 
 def test_values_that_cannot_be_are_refused_where_they_are_made(log: rlog.Log) -> None:
     wrong: list[tuple[type[Exception], Callable[[], object]]] = [
-        (TypeError, lambda: rlog.Park(None)),  # type: ignore[arg-type]  # refused
-        (TypeError, lambda: rlog.Skip(b"")),  # type: ignore[arg-type]  # refused
-        (TypeError, lambda: rlog.Retry("1")),  # type: ignore[arg-type]  # refused
+        (TypeError, lambda: rlog.Park(None)),  # type: ignore[arg-type]  # wrong on purpose
+        (TypeError, lambda: rlog.Skip(b"")),  # type: ignore[arg-type]  # wrong on purpose
+        (TypeError, lambda: rlog.Retry("1")),  # type: ignore[arg-type]  # wrong on purpose
         (ValueError, lambda: rlog.Retry(float("nan"))),
         (ValueError, lambda: rlog.Retry(1e10)),
-        (TypeError, lambda: log.consumer("c", hand_seconds="5")),  # type: ignore[arg-type]  # refused
-        (TypeError, lambda: log.consumer("c").commit(None)),  # type: ignore[arg-type]  # refused
-        (TypeError, lambda: log.consumer("c").process(len, in_flight=1.5)),  # type: ignore[arg-type]  # refused
+        (TypeError, lambda: log.consumer("c", hand_seconds="5")),  # type: ignore[arg-type]  # wrong on purpose
+        (TypeError, lambda: log.consumer("c").commit(None)),  # type: ignore[arg-type]  # wrong on purpose
+        (TypeError, lambda: log.consumer("c").process(len, in_flight=1.5)),  # type: ignore[arg-type]  # wrong on purpose
     ]
     for error, make in wrong:
         with pytest.raises(error):

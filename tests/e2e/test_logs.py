@@ -192,9 +192,9 @@ def test_a_bad_option_is_refused(client: rlog.Client, options: dict[str, Any]) -
 
 def test_an_unknown_option_is_a_type_error(client: rlog.Client, log: rlog.Log) -> None:
     with pytest.raises(TypeError, match="compression"):
-        client.log("x", create=True, compression="zstd")  # type: ignore[call-arg]  # refused
+        client.log("x", create=True, compression="zstd")  # type: ignore[call-arg]  # wrong on purpose
     with pytest.raises(TypeError, match="compression"):
-        log.alter(compression="zstd")  # type: ignore[call-arg]  # refused
+        log.alter(compression="zstd")  # type: ignore[call-arg]  # wrong on purpose
     with pytest.raises(TypeError, match="create"):
         client.log(log.name, sync="always")
 
@@ -311,15 +311,15 @@ def test_too_large_is_refused_before_anything_is_sent(
 
 def test_text_where_bytes_belong_is_a_type_error_that_helps(log: rlog.Log) -> None:
     with pytest.raises(TypeError, match=r"\.encode\(\)"):
-        log.append("text")  # type: ignore[arg-type]  # refused
+        log.append("text")  # type: ignore[arg-type]  # wrong on purpose
     with pytest.raises(TypeError, match=r"\.encode\(\)"):
-        log.append(b"1", key="k")  # type: ignore[arg-type]  # refused
+        log.append(b"1", key="k")  # type: ignore[arg-type]  # wrong on purpose
     with pytest.raises(TypeError):
-        log.append(b"1", headers={"h": "text"})  # type: ignore[dict-item]  # refused
+        log.append(b"1", headers={"h": "text"})  # type: ignore[dict-item]  # wrong on purpose
     with pytest.raises(TypeError, match=r"\.encode\(\)"):
-        log.append_many([b"1", "text"])  # type: ignore[list-item]  # refused
+        log.append_many([b"1", "text"])  # type: ignore[list-item]  # wrong on purpose
     with log.producer() as producer, pytest.raises(TypeError, match=r"\.encode\(\)"):
-        producer.send("text")  # type: ignore[arg-type]  # refused
+        producer.send("text")  # type: ignore[arg-type]  # wrong on purpose
     with pytest.raises(ValueError, match="never empty"):
         log.append_many([])
     assert log.info().end == 0

@@ -75,7 +75,7 @@ def test_arguments_that_make_no_sense(log: rlog.Log) -> None:
     with pytest.raises(ValueError, match="not both"):
         log.producer(exclusive=True, standby=True, takeover=True)
     with pytest.raises(TypeError):
-        log.producer(name=b"p")  # type: ignore[arg-type]  # refused
+        log.producer(name=b"p")  # type: ignore[arg-type]  # wrong on purpose
     for name in ("", "@p", "x" * 256, "a\n"):
         with pytest.raises(rlog.InvalidRequest):
             log.producer(name=name)

@@ -225,7 +225,7 @@ def test_extend_takes_what_send_takes(log: rlog.Log) -> None:
         producer.extend(bytes([i % 256]) * (i % 3000) for i in range(5000))
         producer.extend([])
         with pytest.raises(TypeError):
-            producer.extend(["text"])  # type: ignore[list-item]  # refused
+            producer.extend(["text"])  # type: ignore[list-item]  # wrong on purpose
     there = values(log)
     assert there[:3] == [b"1", b"2", b"3"]
     assert [len(v) for v in there[3:]] == [i % 3000 for i in range(5000)]

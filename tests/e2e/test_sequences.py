@@ -108,7 +108,7 @@ def test_sequences_rise_and_may_have_gaps(log: rlog.Log) -> None:
                 producer.send(b"x", sequence=n)
         for wrong in ("1", 1.0, True):
             with pytest.raises(TypeError):
-                producer.send(b"x", sequence=wrong)  # type: ignore[arg-type]  # refused
+                producer.send(b"x", sequence=wrong)  # type: ignore[arg-type]  # wrong on purpose
         with pytest.raises(rlog.InvalidRequest):
             producer.send(b"x", sequence=-1)
         last = producer.send(b"101")

@@ -292,7 +292,7 @@ def test_what_process_cannot_do_is_a_value_error(
 
 def test_an_unknown_parameter_of_process_is_a_type_error(log: rlog.Log) -> None:
     with pytest.raises(TypeError, match="retries"):
-        log.reader(rlog.OLDEST).process(lambda record: None, retries=1)  # type: ignore[call-arg]  # refused
+        log.reader(rlog.OLDEST).process(lambda record: None, retries=1)  # type: ignore[call-arg]  # wrong on purpose
 
 
 def test_an_async_handler_is_refused_before_it_is_called(log: rlog.Log) -> None:
@@ -302,5 +302,5 @@ def test_an_async_handler_is_refused_before_it_is_called(log: rlog.Log) -> None:
     log.append(b"")
     with log.consumer("an ID", block=False) as consumer:
         with pytest.raises(TypeError, match="connect_async"):
-            consumer.process(handler)  # type: ignore[arg-type]  # refused
+            consumer.process(handler)  # type: ignore[arg-type]  # wrong on purpose
         assert [record.attempt for record in consumer] == [1]

@@ -272,7 +272,7 @@ def test_what_makes_no_sense_is_refused_before_anything_is_done(
     with pytest.raises(rlog.InvalidRequest, match=f"of log {other.name}"):
         one.cursor.advance(foreign)
     with pytest.raises(TypeError, match="a Record, not int"):
-        one.cursor.advance(record.offset)  # type: ignore[arg-type]  # refused
+        one.cursor.advance(record.offset)  # type: ignore[arg-type]  # wrong on purpose
     fresh = SqlCursor(one.connection, "fresh", log)
     with pytest.raises(RuntimeError, match=r"whence\(\)"):
         fresh.advance(record)
@@ -291,9 +291,9 @@ def test_a_name_is_like_a_consumer_id(name: str, sqlite: Sqlite, log: rlog.Log) 
 def test_other_types_are_refused(sqlite: Sqlite, log: rlog.Log) -> None:
     with closing(sqlite.connect()) as connection:
         with pytest.raises(TypeError, match="a cursor's name is a str, not Global"):
-            SqlCursor(connection, rlog.GLOBAL, log)  # type: ignore[arg-type]  # refused
+            SqlCursor(connection, rlog.GLOBAL, log)  # type: ignore[arg-type]  # wrong on purpose
         with pytest.raises(TypeError, match="a Log of the blocking client, not str"):
-            SqlCursor(connection, "etl", log.name)  # type: ignore[arg-type]  # refused
+            SqlCursor(connection, "etl", log.name)  # type: ignore[arg-type]  # wrong on purpose
         with pytest.raises(TypeError, match=r"psycopg2 is needed, not sqlite3\.Cursor"):
             SqlCursor(connection.cursor(), "etl", log)
 

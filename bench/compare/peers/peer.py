@@ -117,6 +117,9 @@ class Peer(ABC):
     def fill(self, records: Sequence[bytes]) -> None:
         """Make the stream that ``consumes`` reads anew, of these records."""
 
+    # Not abstract: who has no such client (``blocking`` or ``asynchronous`` says so) is not asked,
+    # and has nothing to say here. To ask all the same is an error of the comparison.
+
     def one(self) -> AbstractContextManager[Once]:
         """A client of its own, for threads and processes; asked only of who is ``blocking``."""
         raise NotImplementedError(f"{self.name} has no blocking client here")
