@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import socket
+import stat
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from .files import remove_socket
@@ -17,7 +18,7 @@ BACKLOG: Final = 1024
 
 
 class AddressInUse(Exception):
-    """Another process listens there."""
+    """Another process listens there, or the path of a socket is something else's."""
 
 
 class Listen:
@@ -41,7 +42,7 @@ class Listen:
         self.host, self.port = host.removeprefix("[").removesuffix("]"), int(port)
 
     def bind(self) -> socket.socket:
-        """A listening socket. Raises AddressInUse, OSError."""
+        """A listening socket. Raises AddressInUse, ValueError, OSError."""
         if self.path is None:
             family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
             try:
@@ -51,13 +52,33 @@ class Listen:
                     raise
                 raise AddressInUse(f"{self.text} is in use by another process") from None
         else:
-            with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
-                probe.connect(self.path)
-                raise AddressInUse(f"a server listens at {self.path}")
-            remove_socket(self.path)
-            sock = socket.create_server(self.path, family=socket.AF_UNIX, backlog=BACKLOG)
+            try:
+                sock = _bind_unix(self.path)
+            except OSError as error:
+                if error.errno is None:
+                    raise ValueError(f"{self.path}: {error}") from None  # the path is too long
+                raise OSError(error.errno, os.strerror(error.errno), self.path) from None
         sock.setblocking(False)
         return sock
+
+
+def _bind_unix(path: str) -> socket.socket:
+    """What is at ``path`` is removed only if it is a socket at which nobody listens any more."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except FileNotFoundError:
+            pass
+        except ConnectionRefusedError:  # the same for what is no socket
+            if not stat.S_ISSOCK(os.lstat(path).st_mode):
+                raise AddressInUse(f"{path} is there, and is no socket") from None
+            remove_socket(path)
+        except BlockingIOError:  # there is a queue
+            raise AddressInUse(f"a server listens at {path}") from None
+        else:
+            raise AddressInUse(f"a server listens at {path}")
+    return socket.create_server(path, family=socket.AF_UNIX, backlog=BACKLOG)
 
 
 class Config(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import queue
 import signal
 import socket
@@ -51,7 +52,7 @@ DESCRIPTORS_RESERVED: Final = 1024
 def _url_of(sock: socket.socket) -> str:
     name = sock.getsockname()
     if sock.family == socket.AF_UNIX:
-        return f"rlog+unix://{name}"
+        return f"rlog+unix://{os.path.abspath(name)}"
     host = f"[{name[0]}]" if ":" in name[0] else name[0]
     return f"rlog://{host}:{name[1]}"
 

@@ -334,9 +334,11 @@ class AsyncConsumer(AsyncSource, ConsumerSteps):
 
     @property
     def committed(self) -> int:
-        """The offset after the last acknowledged commit."""
+        """The offset after the last acknowledged commit. It asks nobody: after OutcomeUnknown of a
+        transaction ``AsyncCursor.info`` does.
+        """
         self._held_claim()
-        return self._acknowledged
+        return self._answered
 
     async def commit(self, record: Record, *, wait: bool = True) -> None:
         """Commit everything up to and including ``record``.
@@ -781,7 +783,8 @@ class AsyncTransaction(TransactionSteps):
     """Appends and commits that are sent at the end of the ``async with``, as one request: all of it
     is done, at one moment and in one frame, or nothing. As ``Transaction``.
 
-    What it collects, it collects without waiting. Cancelled while it is sent, it is done or not.
+    What it collects, it collects without waiting. Cancelled while it is sent, it is done or not;
+    then, and after OutcomeUnknown, ``AsyncCursor.info`` tells which.
     """
 
     _transport: AsyncTransport

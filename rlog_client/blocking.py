@@ -223,13 +223,19 @@ class Consumer(Source, ConsumerSteps):
         return self._committing(records) if self._autocommit else records
 
     def _committing(self, records: Iterator[Record]) -> Iterator[Record]:
-        for record in records:
-            self._last = record
-            yield record
-            if self._last is record and not record.redriven and monotonic() < self._commit_at:
-                self._passed = record  # others go with it
-            else:
-                self._transport.run(self._commit_last())
+        try:
+            for record in records:
+                self._last = record
+                yield record
+                if self._last is record and not record.redriven and monotonic() < self._commit_at:
+                    self._passed = record  # others go with it
+                else:
+                    self._transport.run(self._commit_last())
+        except GeneratorExit:
+            # The loop was left, and nobody knows when this is used again.
+            if self._passed is not None:
+                self._transport.post(self._send_passed)
+            raise
 
 
 class Member(Consumer, MemberSteps):

@@ -487,6 +487,16 @@ class ConsumerSteps(SourceSteps):
             self._paused, self._recalled = None, True  # a success; what paused it comes first
         self._acknowledged = max(self._acknowledged, done)
 
+    @property
+    def _answered(self) -> int:
+        """The offset after the last commit whose answer is here, reaped or not."""
+        answered = self._acknowledged
+        for done, _, call in self._sent:
+            if not call.done or call.error is not None:
+                break
+            answered = max(answered, done)
+        return answered
+
     def _await_sent(self, count: int) -> Steps[None]:
         """Wait until at most ``count`` are in flight."""
         while len(self._sent) > count:
@@ -530,6 +540,7 @@ class ConsumerSteps(SourceSteps):
             self._passed = last  # and all before it
             self._send_passed()
         yield from self._go_on()
+        self._check()  # the claim may have been lost since: what is in hand is another's then
 
     def _take_over(self, record: Record) -> None:
         """It is settled by hand: a commit by autocommit would pass it."""

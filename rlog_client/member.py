@@ -129,7 +129,7 @@ class MemberSteps(ConsumerSteps):
         self._flight: deque[_Sent] = deque()
         self._want = Want(ITERATED)
         self._kept: set[int] = set()  # what was still its own when it came back last
-        self._polled: list[Record] = []  # with autocommit, and not committed yet
+        self._polled: dict[int, Record] = {}  # by offset; with autocommit, not committed yet
         self._forgiving = False  # to lose a record to somebody else is no error now
 
     # --- the public operations ----------------------------------------------------------------
@@ -137,12 +137,14 @@ class MemberSteps(ConsumerSteps):
     def _commit(self, record: Record, wait: bool) -> Steps[None]:
         yield from self._begin()
         self._check_ours(record)
+        self._take_over(record)
         self._complete(record)
         yield from self._settle_out(wait)
 
     def _settle(self, record: Record, verdict: Verdict, wait: bool) -> Steps[None]:
         yield from self._begin()
         self._check_ours(record)
+        self._take_over(record)
         if isinstance(verdict, Commit) and verdict.appends:
             yield from self._commit_with(record, verdict)
             return
@@ -231,9 +233,15 @@ class MemberSteps(ConsumerSteps):
         super()._check()
         if (subscription := self._subscription) is None:
             return
-        self._acknowledged = max(self._acknowledged, subscription.next)
+        self._acknowledged = self._answered
         if (standing := subscription.standing) is not None:
             self._paused, subscription.standing = standing.paused, None
+
+    @property
+    def _answered(self) -> int:
+        subscription = self._subscription
+        told = 0 if subscription is None else subscription.next
+        return max(self._acknowledged, told)
 
     # --- settling -----------------------------------------------------------------------------
 
@@ -339,17 +347,23 @@ class MemberSteps(ConsumerSteps):
 
     def _commit_last(self) -> Steps[None]:
         last, self._last = self._last, None
-        polled, self._polled = self._polled, []
-        for record in [*polled, *([last] if last is not None else [])]:
+        polled, self._polled = self._polled, {}
+        for record in [*polled.values(), *([last] if last is not None else [])]:
             if record.epoch == self._epoch:
                 self._complete(record)
         if self._finished:
             self._tell()
             yield from self._go_on()
+            self._check()
+
+    def _take_over(self, record: Record) -> None:
+        if self._last is not None and self._last.offset == record.offset:
+            self._last = None
+        self._polled.pop(record.offset, None)
 
     def _handed_out(self, records: list[Record]) -> None:
         if self._autocommit:
-            self._polled = records
+            self._polled = {record.offset: record for record in records}
 
     # --- transactions -------------------------------------------------------------------------
 
@@ -359,6 +373,7 @@ class MemberSteps(ConsumerSteps):
         yield from verdicts.sending()
 
     def _joining(self, record: Record) -> Steps[None]:
+        self._take_over(record)
         if not self._claimed:
             yield from self._begin()
 

@@ -9,7 +9,6 @@ command cannot be run, or is not there.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import sys
@@ -213,6 +212,8 @@ def _explain(error: BaseException, settings: Settings) -> int:
     if isinstance(error, client_errors.RlogError):
         settings.out.detail(f"{type(error).__name__} {error.details() or ''}".rstrip())
     settings.out.complain(text, error=True)
+    for note in getattr(error, "__notes__", ()):
+        settings.out.say(note)
     return code
 
 
@@ -222,8 +223,8 @@ def _explain_usage(error: click.ClickException, settings: Settings) -> int:
         return Exit.USAGE
     settings.out.complain(error.format_message(), error=True)
     if isinstance(error, click.UsageError):
-        with contextlib.suppress(AttributeError):
-            assert error.ctx is not None
-            settings.out.say(f"Try: {error.ctx.command_path} --help")
+        # (click says of some mistakes only later, or never, in which command they are.)
+        where = error.ctx.command_path if error.ctx is not None else "rlog"
+        settings.out.say(f"Try: {where} --help")
         return Exit.USAGE
     return Exit.ERROR

@@ -19,6 +19,7 @@ from .exits import Exit
 from .options import (
     CONSUMER,
     NONE,
+    PAUSE,
     SECONDS_OR_NONE,
     SIZE,
     SIZE_OR_NONE,
@@ -277,7 +278,7 @@ def logs_trim(settings: Settings, log: str, before: Place, yes: bool, dry_run: b
 
 @verb(help="Ask the server for a sign of life; prints the round trip time.")
 @option("-n", "--count", type=click.IntRange(min=1), default=1, show_default=True, help="So often.")
-@option("--interval", type=float, default=1.0, show_default=True, help="Seconds between two.")
+@option("--interval", type=PAUSE, default=1.0, show_default=True, help="Between two.")
 def ping(settings: Settings, count: int, interval: float) -> None:
     out = settings.out
     with settings.client() as client:

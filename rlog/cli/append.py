@@ -20,6 +20,7 @@ from click.core import ParameterSource
 
 from rlog_client import Item, NotFound, RlogError, TooLarge
 
+from ..policy import parse_bytes
 from . import wire
 from .exits import Exit, Stopped
 from .options import SIZE, ParamType, Settings, command, fail_empty, option
@@ -335,7 +336,9 @@ class _Rate(ParamType):
         if isinstance(value, tuple):
             return value
         text = value.removesuffix("/s")
-        number: int = SIZE.convert(text, param, ctx)
+        number = parse_bytes(text)
+        if not number:
+            self.fail(f"{value!r}: a rate is records a second, or bytes: 1000, 1MiB", param, ctx)
         return number, not text.isdecimal()
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import shlex
 import time
 from typing import TYPE_CHECKING, Final
 
 import click
 
-from rlog_client import Global
+from rlog_client import CorruptData, Gap, Global
 from rlog_client.model import GLOBAL_ID, OFFSET_MAX
 
 from . import wire
@@ -28,7 +30,7 @@ from .records import to_row
 from .whence import GRAMMAR
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from typing import Any
 
     from rlog_client import CursorInfo, Member, Parked, ProducerInfo
@@ -105,6 +107,17 @@ def _name(id: str | Global) -> str:
     return GLOBAL_ID if isinstance(id, Global) else id
 
 
+@contextlib.contextmanager
+def telling_how_to_go_on(log: str, id: str | Global) -> Iterator[None]:
+    """At a gap or damage a command ends with its cursor in front of it: as the next one would."""
+    try:
+        yield
+    except (Gap, CorruptData) as error:
+        name = shlex.quote(_name(id))
+        error.add_note(f"To go on behind it: rlog consumers seek {log} {name} --to {error.end}")
+        raise
+
+
 def _ago(time_ns: int) -> str:
     # By the server's clock and ours, which may differ.
     return f"{duration(max(0, time.time_ns() - time_ns) / 1e9)} ago"
@@ -138,7 +151,13 @@ _DESCRIBED: Final = _human(_when_and_ago)
 
 # --- consumers ------------------------------------------------------------------------------
 
-consumers = Group("consumers", no_args_is_help=True, help="See, move, mend and remove consumers.")
+consumers = Group(
+    "consumers",
+    no_args_is_help=True,
+    help=f"""See, move, mend and remove consumers.
+
+    The ID {GLOBAL_ID} is that of the log's own cursor, rlog.GLOBAL in a program.""",
+)
 
 
 @consumers.command("ls", help="The consumers of LOG, or of all logs.")

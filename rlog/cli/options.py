@@ -99,10 +99,14 @@ class _Size(ParamType):
 class _Seconds(ParamType):
     name = "seconds"
 
+    def __init__(self, *, or_zero: bool = False) -> None:
+        self._or_zero = or_zero
+
     def convert(self, value: Any, param: Any, ctx: Any) -> float:
         number = value if isinstance(value, float) else parse_seconds(value)
-        if number is None or number <= 0:
-            self.fail(f"{value!r}: a duration is more than 0: 10, 1.5s, 2m, 7d", param, ctx)
+        if number is None or (number <= 0 and not self._or_zero):
+            least = "a duration" if self._or_zero else "a duration is more than 0"
+            self.fail(f"{value!r}: {least}: 10, 1.5s, 2m, 7d", param, ctx)
         return number
 
 
@@ -168,6 +172,7 @@ class _Consumer(ParamType):
 SIZE: Final = _Size()
 SIZE_OR_NONE: Final = _OrNone(SIZE)
 SECONDS: Final = _Seconds()
+PAUSE: Final = _Seconds(or_zero=True)
 SECONDS_OR_NONE: Final = _OrNone(SECONDS)
 SYNC: Final = _Sync()
 WHENCE: Final = _Whence()

@@ -44,6 +44,14 @@ def write_all(descriptor: int, data: bytes | memoryview) -> None:
             raise StdoutGone from None
 
 
+def check_reader() -> None:
+    """Raises StdoutGone when nobody can read it any more: for whoever writes seldom."""
+    watch = select.poll()
+    watch.register(STDOUT, 0)  # only what is told unasked
+    if watch.poll(0):
+        raise StdoutGone
+
+
 def rfc3339(time_ns: int, digits: int = 3) -> str:
     """UTC, with so many digits of the second's fraction."""
     seconds, fraction = divmod(time_ns, 10**9)

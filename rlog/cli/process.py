@@ -27,6 +27,7 @@ import click
 from rlog_client import COMMIT, RETRY, STOP, Backoff, Global, Park
 
 from . import wire
+from .consumers import telling_how_to_go_on
 from .exits import Exit, Stopped
 from .options import CONSUMER, SECONDS, WHENCE, Command, Settings, fail_empty, option, pass_settings
 from .output import StdoutGone
@@ -277,8 +278,9 @@ again, like 75.
 
 SIGTERM, SIGINT and SIGHUP let the command that runs finish; a second one ends it, and its record
 is not committed. Exit status: 0 after SIGTERM and SIGHUP, 130 after SIGINT; 1 after a failure,
-whatever CMD's own status was; 6 when the consumer is held by somebody else, lost to somebody else,
-or paused; 127 when there is no CMD, 126 when it cannot be run.
+whatever CMD's own status was; 3 where records were removed before they were read, 5 where they are
+damaged; 6 when the consumer is held by somebody else, lost to somebody else, or paused; 127 when
+there is no CMD, 126 when it cannot be run.
 """
 
 
@@ -368,6 +370,7 @@ def process(
                     hand_seconds=hand_seconds,
                 ) as consumer,
                 stopping.stops(consumer),
+                telling_how_to_go_on(log, id),
             ):
                 completed = consumer.process(
                     runner, limit=limit, retry=retry, on_exhausted=on_exhausted

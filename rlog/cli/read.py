@@ -15,9 +15,10 @@ from rlog_client import OLDEST, Consumer, Global, Reader, Record, last, offset
 from rlog_client.batch import InvalidBatch, decode
 
 from . import wire
+from .consumers import telling_how_to_go_on
 from .exits import Exit
 from .options import CONSUMER, TEMPLATE, WHENCE, ParamType, Settings, command, fail_empty, option
-from .output import STDOUT
+from .output import STDOUT, check_reader
 from .records import to_lines, to_objects
 from .template import FORMAT_HELP, compile_template
 from .whence import GRAMMAR
@@ -34,6 +35,7 @@ PIPE_BYTES: Final = 1 << 20
 WRITE_BYTES: Final = 256 * 1024  # small batches are put together up to this
 POLL_RECORDS: Final = 10_000
 TURN_SECONDS: Final = 0.05  # of waiting for one of several logs
+READER_SECONDS: Final = 1.0  # of waiting, until it is asked whether anybody still reads
 TAIL_RECORDS: Final = 10
 TABLE: Final = r"%o\t%t\t%k\t%v\n"
 
@@ -220,7 +222,7 @@ class _Tail:
     def over(self) -> bool:
         return self._left == 0 or (self._end is not None and self._place >= self._end)
 
-    def poll(self, timeout: float | None) -> list[Record]:
+    def poll(self, timeout: float) -> list[Record]:
         """What comes next. Never more than what will be written: a consumer commits it."""
         wanted = POLL_RECORDS
         if self._left is not None:
@@ -228,8 +230,11 @@ class _Tail:
         if self._end is not None:
             wanted = min(wanted, self._end - self._place)
             # What is left may have been compacted since: then nothing comes, but the place moves.
-            timeout = TURN_SECONDS if timeout is None else timeout
-        records = self._source.poll(wanted, timeout=timeout)
+            timeout = min(timeout, TURN_SECONDS)
+        with contextlib.ExitStack() as stack:
+            if isinstance(self._source, Consumer):
+                stack.enter_context(telling_how_to_go_on(self.log.name, self._source._consumer))
+            records = self._source.poll(wanted, timeout=timeout)
         self._place = self._source._offset
         if self._end is not None:
             # (Where records were compacted there are fewer than offsets.)
@@ -270,7 +275,12 @@ class _Regex(ParamType):
     help="The last so many; with --from or -c, at most so many.  [default: 10]",
 )
 @option("-f", "-F", "--follow", is_flag=True, help="Go on as records come.")
-@option("--from", "begin", type=WHENCE, help=f"Begin there: {GRAMMAR}.")
+@option(
+    "--from",
+    "begin",
+    type=WHENCE,
+    help=f"Begin there; with -c only if there is no such consumer yet: {GRAMMAR}.",
+)
 @option("-g", "--grep", type=_Regex(), help="Only values in which this is found.")
 @option("--format", "template", type=TEMPLATE, help=FORMAT_HELP)
 @option(
@@ -344,11 +354,12 @@ def _write_tails(
     """-> how many records were written."""
     written = 0
     title: _Tail | None = None
-    patience: float | None = 0.0  # of one turn: nobody waits for one log while another has some
+    patience = 0.0  # of one turn: nobody waits for one log while another has some
     while tails := [each for each in tails if not each.over]:
         quiet = True
         if patience:
-            patience = None if len(tails) == 1 else TURN_SECONDS
+            check_reader()
+            patience = READER_SECONDS if len(tails) == 1 else TURN_SECONDS
         for each in tails:
             records = each.poll(patience)
             if not records:

@@ -253,8 +253,9 @@ def evict(desk: Desk, waiting: Waiting, control: protocol.Evict) -> Make:
     claim = log.owner if at_log else desk.cursor(log, control.consumer)
     # Also one whose connection is gone: it shall not come back to it.
     if claim.holder is None or control.member not in (None, claim.holder.name):
-        who = "nobody" if control.member is None else control.member
-        raise NotFound(f"{control.consumer!r} of log {log.name!r} is not held by {who}")
+        name = control.member
+        held = "held by nobody" if name is None else f"not held by {name}"
+        raise NotFound(f"{control.consumer!r} of log {log.name!r} is {held}")
     _end(desk, log, control.consumer, claim, lapsed=False)
     return lambda _synced: Answer(protocol.Done())
 

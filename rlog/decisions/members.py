@@ -194,8 +194,8 @@ def evict(desk: Desk, log: state.Log, consumer: str, shared: Shared, name: str |
     """End the claims of ``name``'s, or all; no attempt is counted. Raises NotFound."""
     epochs = shared.named(name)
     if not epochs:
-        who = "nobody" if name is None else name
-        raise NotFound(f"{consumer!r} of log {log.name!r} is not held by {who}")
+        held = "held by nobody" if name is None else f"not held by {name}"
+        raise NotFound(f"{consumer!r} of log {log.name!r} is {held}")
     # One fact, however many there are: what a request may add to a frame is promised.
     after = log.cursors[consumer].epoch + 1
     desk.fact(facts.Evicted(log.id, consumer, after, False, name))

@@ -252,6 +252,24 @@ def test_a_commit_of_autocommit_that_waits_for_others_leaves_by_itself(
     run(main)
 
 
+def test_what_was_answered_shows_as_committed_without_a_call(
+    run: Run, server: Server, name: str
+) -> None:
+    async def main() -> None:
+        async with rlog.connect_async(server.unix) as client:
+            log = await client.log(name, create=True)
+            await fill(log, 10)
+            for shared in (False, True):
+                consumer = log.consumer(f"{shared}", autocommit=True, block=False, shared=shared)
+                async for _ in consumer:
+                    pass
+                with anyio.fail_after(30):
+                    while consumer.committed != 10:  # noqa: ASYNC110 (nothing tells)
+                        await anyio.sleep(0.005)
+
+    run(main)
+
+
 def test_each_of_two_consumers_of_a_client_commits_by_itself(
     run: Run, server: Server, name: str
 ) -> None:

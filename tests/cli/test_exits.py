@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -90,6 +91,12 @@ def test_1_a_directory_is_no_input(rlog: Rlog, log: str, tmp_path: Path) -> None
         ("tail", "t", "-g", "("),
         ("logs", "create", "t", "--sync", "sometimes"),
         ("logs", "alter", "t"),
+        ("tail", "t", "-n"),
+        ("cat", "t", "--from"),
+        ("--timeout",),
+        ("append", "t", "--rate", "-1"),
+        ("append", "t", "--rate", "often"),
+        *(("ping", "-n", "2", "--interval", text) for text in ("-1", "nan", "inf", "soon")),
         ("serve",),
         ("serve", "--data-dir", "x", "--listen", "nowhere"),
         ("serve", "--data-dir", "x", "--journal-file-size", "1000"),
@@ -176,6 +183,40 @@ def test_6_an_address_in_use(server: ServerProcess, rlog: Rlog, tmp_path: Path) 
     address = server.url.removeprefix("rlog://")
     rival = ("serve", "--data-dir", str(tmp_path / "rival"), "--listen")
     refused(rlog(*rival, address), 6, f"{address} is in use by another process")
+
+
+def test_6_a_socket_takes_the_place_of_nothing_else(rlog: Rlog, tmp_path: Path) -> None:
+    serve = ("serve", "--data-dir", str(tmp_path / "data"), "--listen")
+    file, link, gram = tmp_path / "file", tmp_path / "link", tmp_path / "gram"
+    file.write_text("precious")
+    link.symlink_to(file)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        other.bind(str(gram))
+        for path in (file, link, tmp_path):
+            refused(rlog(*serve, f"unix:{path}"), 6, f"{path} is there, and is no socket")
+        refused(rlog(*serve, f"unix:{gram}"), 1, f"{gram}: ")
+        assert gram.is_socket()
+    assert link.is_symlink()
+    assert file.read_text() == "precious"
+    refused(rlog(*serve, f"unix:{tmp_path}/none/socket"), 3, f"{tmp_path}/none/socket: No such")
+    refused(rlog(*serve, f"unix:{tmp_path}/{'x' * 200}"), 1, "too long")
+
+
+def test_3_a_consumer_is_told_how_to_go_on_behind_a_gap(rlog: Rlog, log: str) -> None:
+    rlog.ok("logs", "create", log, "--file-roll-size", "64KiB")
+    value = b"x" * 40_000 + b"\n"
+    rlog.ok("append", log, input=value)
+    rlog.ok("tail", log, "-c", "me 2", "-n", "0")
+    for _ in range(5):
+        rlog.ok("append", log, input=value)
+    rlog.ok("logs", "trim", log, "--before", "3", "--yes")
+    first = json.loads(rlog.ok("logs", "describe", log, "-o", "json"))["first"]
+    assert first > 0
+    told = f"rlog consumers seek {log} 'me 2' --to {first}"
+    refused(rlog("process", "--no-block", log, "me 2", "--", "true"), 3, "removed", told)
+    refused(rlog("tail", log, "-c", "me 2"), 3, "removed", told)
+    rlog.ok("consumers", "seek", log, "me 2", "--to", str(first))
+    rlog.ok("process", "--no-block", log, "me 2", "--", "true")
 
 
 def test_7_a_line_that_is_too_large_leaves_those_before_it(

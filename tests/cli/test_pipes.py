@@ -211,6 +211,18 @@ def test_a_reader_that_goes_away_ends_it_without_a_word(
             assert command.stderr.read() == b""
 
 
+@pytest.mark.parametrize("consumer", [(), ("-c", "me")])
+def test_who_waits_for_records_ends_as_well_when_its_reader_goes_away(
+    rlog: Rlog, log: str, consumer: tuple[str, ...]
+) -> None:
+    rlog.ok("append", log, input=b"one\n")
+    with rlog.start("tail", "-f", *consumer, log) as command:
+        assert command.stdout is not None
+        assert command.stdout.readline() == b"one\n"
+        command.stdout.close()
+        assert command.wait(20) == 141
+
+
 def test_a_consumer_commits_nothing_that_stdout_did_not_take(
     rlog: Rlog, log: str, tmp_path: Path
 ) -> None:

@@ -218,6 +218,31 @@ def test_autocommit_commits_a_record_when_the_next_is_asked_for(log: Any) -> Non
     assert log.cursor("c").info().committed == 6  # not the last: it was not asked for another
 
 
+@pytest.mark.parametrize("key", [None, b"a"])
+def test_autocommit_leaves_alone_what_was_settled_by_hand(log: Any, key: bytes | None) -> None:
+    fill(log, [key] * 4)
+    attempts: dict[int, int] = {}
+    with member(log, block=False, autocommit=True) as source:
+        while log.cursor("c").info().committed < 4:
+            for record in source:
+                attempts[record.offset] = record.attempt
+                if record.offset == 1 and record.attempt < 3:
+                    source.settle(record, rlog.Retry(0.01))
+                elif record.offset == 2:
+                    source.settle(record, rlog.Park("by hand"))
+    assert attempts == {0: 1, 1: 3, 2: 1, 3: 1}
+    assert [each.record.offset for each in log.cursor("c").parked()] == [2]
+
+
+def test_autocommit_of_a_poll_leaves_alone_what_was_settled_by_hand(log: Any) -> None:
+    fill(log, [None] * 4)
+    with member(log, autocommit=True) as source:
+        records = some(source, 4)
+        source.settle(records.pop(1), rlog.Retry(0.01))
+        assert [(r.offset, r.attempt) for r in some(source, 1)] == [(1, 2)]
+    assert log.cursor("c").info().committed == 1
+
+
 def test_poll_takes_what_iteration_had_fetched_and_loses_nothing(log: Any) -> None:
     fill(log, [None] * 20)
     with member(log) as source:

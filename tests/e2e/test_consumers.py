@@ -16,6 +16,7 @@ import pytest
 
 import rlog_client as rlog
 from rlog.cli.wire import Batches
+from rlog_client.consumer import AUTOCOMMIT_SECONDS
 from rlog_client.session import Chunk
 from rlog_client.source import lend_ahead
 from rlog_client.transport import SocketTransport
@@ -287,6 +288,44 @@ def test_a_commit_of_autocommit_that_waits_for_others_is_void_once_the_claim_is_
     with contextlib.suppress(rlog.Fenced):  # unless it was that which ended the loop
         consumer.close()
     assert log.cursor("c").info().committed == 0
+
+
+def test_a_slow_autocommit_loop_notices_that_the_claim_is_lost(
+    log: rlog.Log, other: rlog.Client
+) -> None:
+    log.append_many([b"%d" % i for i in range(50)])
+    consumer = log.consumer("c", autocommit=True, block=False)
+    handled = []
+
+    def loop() -> None:
+        for record in consumer:
+            handled.append(record.offset)
+            if record.offset == 3:
+                with other.log(log.name).consumer("c", takeover=True, block=False) as following:
+                    following.process(lambda _: None)
+            time.sleep(2 * AUTOCOMMIT_SECONDS)
+
+    with pytest.raises(rlog.Fenced):
+        loop()
+    assert len(handled) < 20  # the next record, but for a busy machine
+    assert log.cursor("c").info().committed == 50
+
+
+def test_what_an_autocommit_loop_passed_is_committed_when_it_is_left(
+    log: rlog.Log, other: rlog.Client
+) -> None:
+    log.append_many([b"%d" % i for i in range(10)])
+    consumer = log.consumer("c", autocommit=True)
+    for record in consumer:
+        consumer._commit_at = time.monotonic() + 3600  # as if one had just gone out
+        if record.offset == 7:
+            break
+    seen = other.log(log.name).cursor("c")
+    # No call into that client is made meanwhile.
+    eventually(lambda: seen.info().committed == 7, "what was passed is committed")
+    assert next(consumer).offset == 8
+    consumer.close()
+    assert seen.info().committed == 8  # the one in hand was asked beyond
 
 
 def test_autocommit_settles_redriven_records_alone(log: rlog.Log) -> None:
