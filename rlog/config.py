@@ -9,7 +9,7 @@ import socket
 import stat
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from .files import remove_socket
+from .files import alone_in, remove_socket
 
 if TYPE_CHECKING:
     from .driver import Limits
@@ -33,7 +33,7 @@ class Listen:
         self.host, self.port = "", 0
         if text.startswith("unix:"):
             self.path = text.removeprefix("unix:")
-            if not self.path:
+            if not self.path or "\0" in self.path:
                 raise ValueError("unix: needs a path behind it")
             return
         host, colon, port = text.rpartition(":")
@@ -53,8 +53,11 @@ class Listen:
                 raise AddressInUse(f"{self.text} is in use by another process") from None
         else:
             try:
-                sock = _bind_unix(self.path)
+                with alone_in(os.path.dirname(self.path) or "."):
+                    sock = _bind_unix(self.path)
             except OSError as error:
+                if error.errno == errno.EADDRINUSE:
+                    raise AddressInUse(f"{self.path} is in use") from None
                 if error.errno is None:
                     raise ValueError(f"{self.path}: {error}") from None  # the path is too long
                 raise OSError(error.errno, os.strerror(error.errno), self.path) from None

@@ -23,7 +23,7 @@ import time
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 PAGE: Final = 4096
 _PIECES_MAX: Final = 64  # of one writev: beyond that, joining the pieces is cheaper
@@ -274,6 +274,17 @@ class Lock:
             # Closing alone would leave it to a child that has the descriptor for a moment.
             fcntl.flock(self._fd, fcntl.LOCK_UN)
         os.close(self._fd)
+
+
+@contextlib.contextmanager
+def alone_in(directory: str) -> Iterator[None]:
+    """One server after the other: between a look at a name and its use no other has it."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
 
 
 def remove_socket(path: str) -> None:

@@ -334,8 +334,8 @@ class AsyncConsumer(AsyncSource, ConsumerSteps):
 
     @property
     def committed(self) -> int:
-        """The offset after the last acknowledged commit. It asks nobody: after OutcomeUnknown of a
-        transaction ``AsyncCursor.info`` does.
+        """The offset after the last acknowledged commit; of a shared consumer, as far as the server
+        has said. It asks nobody: after OutcomeUnknown of a transaction ``AsyncCursor.info`` does.
         """
         self._held_claim()
         return self._answered

@@ -188,7 +188,9 @@ class Consumer(Source, ConsumerSteps):
 
     @property
     def committed(self) -> int:
-        """The offset after the last acknowledged commit. Claims if that was not done yet."""
+        """The offset after the last acknowledged commit; of a shared consumer, as far as the server
+        has said. Claims if that was not done yet.
+        """
         self._transport.run(self._begin())
         return self._acknowledged
 
@@ -223,19 +225,13 @@ class Consumer(Source, ConsumerSteps):
         return self._committing(records) if self._autocommit else records
 
     def _committing(self, records: Iterator[Record]) -> Iterator[Record]:
-        try:
-            for record in records:
-                self._last = record
-                yield record
-                if self._last is record and not record.redriven and monotonic() < self._commit_at:
-                    self._passed = record  # others go with it
-                else:
-                    self._transport.run(self._commit_last())
-        except GeneratorExit:
-            # The loop was left, and nobody knows when this is used again.
-            if self._passed is not None:
-                self._transport.post(self._send_passed)
-            raise
+        for record in records:
+            self._last = record
+            yield record
+            if self._last is record and not record.redriven and monotonic() < self._commit_at:
+                self._passed = record  # others go with it
+            else:
+                self._transport.run(self._commit_last())
 
 
 class Member(Consumer, MemberSteps):

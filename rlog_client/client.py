@@ -282,9 +282,9 @@ class Log:
         ``start``: where a cursor begins that does not exist yet. ``standby``: wait until whoever
         holds it lets go; the client's timeout does not count. ``takeover``: end their claim.
         ``autocommit``: a record is committed when the next is asked for. In a quick loop many share
-        a commit: one leaves when none has in the last 5 ms, before every wait for records, and
-        when a loop ends or is left; what ``next`` passes, also with the next call into the client.
-        A record that was settled by hand, or is part of a transaction, is left alone.
+        a commit: one leaves when none has in the last 5 ms, before every wait for records, and at
+        the end of the loop; what is left after that leaves with the next call into the client.
+        What was settled by hand, or put into a transaction, it leaves alone.
         ``hand_seconds``: how long a handler of ``process`` may have a record before the claim ends
         and an attempt is counted; None: for ever.
 

@@ -161,15 +161,16 @@ class ConsumerSteps(SourceSteps):
     def _settle(self, record: Record, verdict: Verdict, wait: bool) -> Steps[None]:
         yield from self._begin()
         self._check_ours(record)
-        self._take_over(record)
         if isinstance(verdict, Commit) and verdict.appends:
             verdicts = Verdicts(self._transport, self)
             verdicts.add(record, verdict.appends)
             yield from verdicts.sending()
             return
         name, reason, delay = named(verdict, record.attempt)
-        if name in ("retry", "park") and not record.redriven and record.offset < self._asked:
+        committed = max(self._asked, self._passed_end)
+        if name in ("retry", "park") and not record.redriven and record.offset < committed:
             raise InvalidRequest(f"record {record.offset} is committed")
+        self._take_over(record)
         if name == "skip":
             _logger.info("log %s: skipped %d: %s", self._log, record.offset, reason)
         if record.redriven or name in ("retry", "park"):
@@ -191,6 +192,7 @@ class ConsumerSteps(SourceSteps):
     def _seek(self, whence: Whence) -> Steps[int]:
         check_whence(whence)
         yield from self._begin()
+        self._send_passed()  # or it would leave just ahead of the seek
         yield from self._await_sent(0)
         seek = SeekCursor(self._log_id, self._consumer, whence, self._epoch)
         self._seeking = self._transport.request(seek, Moved)
@@ -540,7 +542,8 @@ class ConsumerSteps(SourceSteps):
             self._passed = last  # and all before it
             self._send_passed()
         yield from self._go_on()
-        self._check()  # the claim may have been lost since: what is in hand is another's then
+        if not self._stopped:
+            self._check()  # the claim may have been lost since: what comes next is another's then
 
     def _take_over(self, record: Record) -> None:
         """It is settled by hand: a commit by autocommit would pass it."""
@@ -585,7 +588,6 @@ class ConsumerSteps(SourceSteps):
         self._check_ours(record)
 
     def _joining(self, record: Record) -> Steps[None]:
-        self._take_over(record)
         yield from self._begin()
         self._send_passed()
         yield from self._await_sent(0)

@@ -144,11 +144,11 @@ class MemberSteps(ConsumerSteps):
     def _settle(self, record: Record, verdict: Verdict, wait: bool) -> Steps[None]:
         yield from self._begin()
         self._check_ours(record)
-        self._take_over(record)
         if isinstance(verdict, Commit) and verdict.appends:
             yield from self._commit_with(record, verdict)
             return
         name, reason, delay = named(verdict, record.attempt)
+        self._take_over(record)
         if name == "skip":
             _logger.info("log %s: skipped %d: %s", self._log, record.offset, reason)
         if name in ("commit", "skip"):
@@ -354,7 +354,8 @@ class MemberSteps(ConsumerSteps):
         if self._finished:
             self._tell()
             yield from self._go_on()
-            self._check()
+            if not self._stopped:
+                self._check()
 
     def _take_over(self, record: Record) -> None:
         if self._last is not None and self._last.offset == record.offset:
@@ -373,7 +374,6 @@ class MemberSteps(ConsumerSteps):
         yield from verdicts.sending()
 
     def _joining(self, record: Record) -> Steps[None]:
-        self._take_over(record)
         if not self._claimed:
             yield from self._begin()
 

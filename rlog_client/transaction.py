@@ -45,10 +45,11 @@ class Participant(Protocol):
     def _check_record(self, record: Record) -> None:
         """Raise what stands in the way of committing ``record``, as far as it is known here."""
 
+    def _take_over(self, record: Record) -> None:
+        """It is for this to be committed, or not: autocommit leaves it alone."""
+
     def _joining(self, record: Record) -> Steps[None]:
-        """Have nothing else in flight, and know where the cursor stands. ``record`` is committed
-        by the transaction, and not by itself before that.
-        """
+        """Have nothing else in flight, and know where the cursor stands."""
 
     def _commitment(self, record: Record, begun: int | None) -> Commitment:
         """``begun``: the offset after the highest record in hand from then on; None: as it is."""
@@ -154,6 +155,7 @@ class TransactionSteps:
         if consumer._transport is not self._transport:
             raise InvalidRequest("a transaction commits consumers of its own client")
         consumer._check_record(record)
+        consumer._take_over(record)
         self._commits.append(_Commit(consumer, record, begun))
 
     # --- sending ------------------------------------------------------------------------------

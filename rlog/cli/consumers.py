@@ -109,12 +109,15 @@ def _name(id: str | Global) -> str:
 
 @contextlib.contextmanager
 def telling_how_to_go_on(log: str, id: str | Global) -> Iterator[None]:
-    """At a gap or damage a command ends with its cursor in front of it: as the next one would."""
+    """At a gap or damage a command ends with its cursor in front of it: as the next one would.
+    (The members of a shared consumer pass it by themselves.)
+    """
     try:
         yield
     except (Gap, CorruptData) as error:
         name = shlex.quote(_name(id))
-        error.add_note(f"To go on behind it: rlog consumers seek {log} {name} --to {error.end}")
+        name = f"-- {name}" if name.startswith("-") else name
+        error.add_note(f"To go on behind it: rlog consumers seek --to {error.end} {log} {name}")
         raise
 
 

@@ -513,7 +513,8 @@ class _Directory:
 def _inspect_directory(out: Output, directory: str, wanted: Wanted) -> None:
     survey = offline.survey(Disk(directory))
     if not offline.is_data_directory(survey.files):
-        raise Stopped(Exit.NOT_FOUND, f"{directory} is no data directory: it has no journal")
+        text = f"{directory} is no data directory: it has no journal (a log's name: --online)"
+        raise Stopped(Exit.NOT_FOUND, text)
     source = _Directory(survey, wanted.log)
     if wanted.log is not None and (
         survey.state is None or survey.state.by_name(wanted.log) is None
@@ -653,9 +654,12 @@ def inspect(
     # It shows and does not judge: damage is in what it shows, and `verify` has an exit code for it.
     wanted = Wanted(segments, batches, records, frames, hex_offset, count, log)
     path = not online and ("/" in target or target in (".", "..") or os.path.exists(target))
+    directory = path and os.path.isdir(target)
+    if log is not None and not directory:
+        raise click.UsageError("--log is for a directory")
     if not path:
         _inspect_online(settings, target, wanted)
-    elif os.path.isdir(target):
+    elif directory:
         _inspect_directory(settings.out, target, wanted)
     else:
         _inspect_file(settings.out, target, wanted)

@@ -370,7 +370,7 @@ def process(
                     hand_seconds=hand_seconds,
                 ) as consumer,
                 stopping.stops(consumer),
-                telling_how_to_go_on(log, id),
+                contextlib.nullcontext() if shared else telling_how_to_go_on(log, id),
             ):
                 completed = consumer.process(
                     runner, limit=limit, retry=retry, on_exhausted=on_exhausted

@@ -96,6 +96,7 @@ def test_1_a_directory_is_no_input(rlog: Rlog, log: str, tmp_path: Path) -> None
         ("--timeout",),
         ("append", "t", "--rate", "-1"),
         ("append", "t", "--rate", "often"),
+        ("inspect", "t", "--log", "x"),
         *(("ping", "-n", "2", "--interval", text) for text in ("-1", "nan", "inf", "soon")),
         ("serve",),
         ("serve", "--data-dir", "x", "--listen", "nowhere"),
@@ -198,6 +199,9 @@ def test_6_a_socket_takes_the_place_of_nothing_else(rlog: Rlog, tmp_path: Path) 
         assert gram.is_socket()
     assert link.is_symlink()
     assert file.read_text() == "precious"
+    link.unlink()
+    link.symlink_to(tmp_path / "none")
+    refused(rlog(*serve, f"unix:{link}"), 6, f"{link} is in use")
     refused(rlog(*serve, f"unix:{tmp_path}/none/socket"), 3, f"{tmp_path}/none/socket: No such")
     refused(rlog(*serve, f"unix:{tmp_path}/{'x' * 200}"), 1, "too long")
 
@@ -212,7 +216,7 @@ def test_3_a_consumer_is_told_how_to_go_on_behind_a_gap(rlog: Rlog, log: str) ->
     rlog.ok("logs", "trim", log, "--before", "3", "--yes")
     first = json.loads(rlog.ok("logs", "describe", log, "-o", "json"))["first"]
     assert first > 0
-    told = f"rlog consumers seek {log} 'me 2' --to {first}"
+    told = f"rlog consumers seek --to {first} {log} 'me 2'"
     refused(rlog("process", "--no-block", log, "me 2", "--", "true"), 3, "removed", told)
     refused(rlog("tail", log, "-c", "me 2"), 3, "removed", told)
     rlog.ok("consumers", "seek", log, "me 2", "--to", str(first))

@@ -429,13 +429,22 @@ def test_a_commit_that_was_held_back_leaves_before_a_wait(peer: Peer, log: rlog.
     assert commits(peer) == [1, 3]
 
 
-def test_a_commit_that_was_held_back_is_no_more_after_a_seek(peer: Peer, log: rlog.Log) -> None:
+@pytest.mark.parametrize("due", [False, True])
+def test_a_commit_that_was_held_back_is_answered_before_a_seek(
+    peer: Peer, log: rlog.Log, due: bool
+) -> None:
     consumer, _ = held_at_three(peer, log)
+    if due:
+        consumer._commit_at = 0.0
     assert consumer.seek(rlog.OLDEST) == 0
+    assert consumer.committed == 0
+    kinds = (protocol.CommitCursor, protocol.SeekCursor)
+    asked = [type(each) for each in peer.asked if isinstance(each, kinds)]
+    assert asked == [protocol.CommitCursor, protocol.CommitCursor, protocol.SeekCursor]
     consumer._commit_at = 0.0
     ask(log)
     consumer.close()
-    assert commits(peer) == [1]
+    assert commits(peer) == [1, 3]
     assert peer.cursors["c"] == 0
 
 

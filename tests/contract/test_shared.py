@@ -234,6 +234,16 @@ def test_autocommit_leaves_alone_what_was_settled_by_hand(log: Any, key: bytes |
     assert [each.record.offset for each in log.cursor("c").parked()] == [2]
 
 
+def test_a_verdict_that_is_none_leaves_the_record_to_autocommit(log: Any) -> None:
+    fill(log, [b"a"] * 4)
+    with member(log, block=False, autocommit=True) as source:
+        for record in source:
+            if record.offset == 1:
+                with pytest.raises(rlog.InvalidRequest):
+                    source.settle(record, rlog.STOP)
+    assert log.cursor("c").info().committed == 4
+
+
 def test_autocommit_of_a_poll_leaves_alone_what_was_settled_by_hand(log: Any) -> None:
     fill(log, [None] * 4)
     with member(log, autocommit=True) as source:

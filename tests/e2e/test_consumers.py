@@ -311,23 +311,6 @@ def test_a_slow_autocommit_loop_notices_that_the_claim_is_lost(
     assert log.cursor("c").info().committed == 50
 
 
-def test_what_an_autocommit_loop_passed_is_committed_when_it_is_left(
-    log: rlog.Log, other: rlog.Client
-) -> None:
-    log.append_many([b"%d" % i for i in range(10)])
-    consumer = log.consumer("c", autocommit=True)
-    for record in consumer:
-        consumer._commit_at = time.monotonic() + 3600  # as if one had just gone out
-        if record.offset == 7:
-            break
-    seen = other.log(log.name).cursor("c")
-    # No call into that client is made meanwhile.
-    eventually(lambda: seen.info().committed == 7, "what was passed is committed")
-    assert next(consumer).offset == 8
-    consumer.close()
-    assert seen.info().committed == 8  # the one in hand was asked beyond
-
-
 def test_autocommit_settles_redriven_records_alone(log: rlog.Log) -> None:
     log.append_many([b"%d" % i for i in range(6)])
     with log.consumer("c", block=False) as consumer:
@@ -369,6 +352,53 @@ def test_a_record_whose_transaction_was_refused_is_not_committed_by_autocommit(
                 with pytest.raises(rlog.Conflict):
                     refused(client, log, consumer, record)
     assert log.cursor("c").info().committed == 2
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["in order", "shared"])
+def test_autocommit_leaves_to_a_transaction_what_was_put_into_it(
+    client: rlog.Client, log: rlog.Log, shared: bool
+) -> None:
+    log.append_many([b"%d" % i for i in range(5)])
+    cursor, out = log.cursor("c"), client.log(f"{log.name}.out", create=True)
+
+    def copy(consumer: rlog.Consumer) -> None:
+        with client.transaction() as transaction:
+            for record in consumer:
+                consumer._commit_at = 0.0
+                transaction.append(out, record.value)
+                transaction.commit(consumer, record)
+                assert cursor.info().committed == 0
+                if record.offset == broken:
+                    raise ValueError("the third")
+
+    broken = 3
+    with (
+        pytest.raises(ValueError, match="the third"),
+        log.consumer("c", block=False, autocommit=True, shared=shared) as consumer,
+    ):
+        copy(consumer)
+    assert (cursor.info().committed, out.info().end) == (0, 0)
+    broken = -1
+    with log.consumer("c", block=False, autocommit=True, shared=shared) as consumer:
+        copy(consumer)
+    assert (cursor.info().committed, out.info().end) == (5, 5)
+
+
+def test_what_autocommit_is_about_to_commit_cannot_be_settled_otherwise(log: rlog.Log) -> None:
+    log.append_many([b"%d" % i for i in range(5)])
+    with log.consumer("c", block=False, autocommit=True) as consumer:
+        records = []
+        for record in consumer:
+            consumer._commit_at = time.monotonic() + 3600  # as if one had just gone out
+            records.append(record)
+            if record.offset == 3:
+                for verdict in (rlog.Retry(0.0), rlog.Park()):
+                    with pytest.raises(rlog.InvalidRequest, match="record 2 is committed"):
+                        consumer.settle(records[2], verdict)
+                consumer.settle(record, rlog.Retry(0.0))
+                break
+        assert [(r.offset, r.attempt) for r in consumer.poll(1)] == [(3, 2)]
+        assert log.cursor("c").info().committed == 3
 
 
 def test_autocommit_of_a_poll_commits_at_the_next_one(log: rlog.Log) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import socket
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
 
 import rlog_client as rlog
+from rlog.config import AddressInUse, Listen
 from rlog_client.protocol import Subscribe
 
 from .serving import ROOT, Server, eventually
@@ -246,6 +250,26 @@ def test_an_address_in_use_is_an_error_and_no_server(make_server: Callable[..., 
     assert b"a server listens" in done.stderr
     with server.connect() as client:
         client.logs()
+
+
+def test_of_two_servers_at_one_moment_one_takes_the_place_of_a_dead_one(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    starting = threading.Barrier(2)
+
+    def start(_: int) -> socket.socket | None:
+        starting.wait()
+        with contextlib.suppress(AddressInUse):
+            return Listen(f"unix:{path}").bind()
+        return None
+
+    with ThreadPoolExecutor(2) as servers:
+        for _ in range(100):
+            with socket.socket(socket.AF_UNIX) as dead:
+                dead.bind(str(path))
+            bound = [each for each in servers.map(start, range(2)) if each is not None]
+            assert len(bound) == 1
+            bound[0].close()
+            path.unlink()
 
 
 def test_a_socket_that_a_killed_server_left_is_no_obstacle(
