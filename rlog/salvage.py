@@ -296,6 +296,8 @@ class Salvage:
         self._loose = strangers(files, _known(base))
         self._named: dict[int, int] = {}  # by log: the offset behind all that a frame names
         self._deleted: set[int] = set()
+        # Of logs made anew: the offset from which on there may have been records.
+        self._since: dict[int, int] = {}
         # What was said since the last gap is so: of these cursors, and where these logs end.
         self._stands: set[tuple[int, str]] = set()
         self._appended: set[int] = set()
@@ -329,8 +331,15 @@ class Salvage:
         self.level = max(self.level, level)
         self.lost.append(Finding(True, text, file, at))
 
-    def _lose_of(self, log: Log, text: str, file: str = "", first: int | None = None) -> None:
-        self.lost.append(Finding(True, text, file, None, log.name, first))
+    def _lose_of(
+        self,
+        log: Log,
+        text: str,
+        file: str = "",
+        first: int | None = None,
+        end: int | None = None,
+    ) -> None:
+        self.lost.append(Finding(True, text, file, None, log.name, first, end))
 
     # --- frames -------------------------------------------------------------------------------
 
@@ -509,7 +518,11 @@ class Salvage:
         if isinstance(fact, facts.Trimmed):
             parked = {(name, at) for name, cursor in log.cursors.items() for at in cursor.parked}
             copies = [copy for copy in fact.copies if copy[:2] in parked]
-            return facts.Trimmed(fact.log, fact.first, copies)
+            if log.id in self._since:
+                self._since[log.id] = fact.first
+            # Before it, appends may be missing; behind it, files that it left.
+            self._advance(log, fact.first)
+            return facts.Trimmed(fact.log, max(fact.first, log.first), copies)
         consumer = getattr(fact, "consumer", PRODUCER_ID)
         if consumer != PRODUCER_ID:
             self._stands.add((log.id, consumer))
@@ -531,6 +544,7 @@ class Salvage:
             made.first = made.end = min(
                 (base for _, each, base, _ in segment_files(self._files) if each == log), default=0
             )
+            self._since[log] = 0
             self._lose(Level.LOSS, f"log {log} was made anew as {name}: its options are lost",
                        directory(log))  # fmt: skip
         return self.state.logs[log]
@@ -565,6 +579,10 @@ class Salvage:
                 for log_id, _first, end in done.appends:
                     self._named[log_id] = max(self._named.get(log_id, 0), end)
         for log in self.state.logs.values():
+            if (since := self._since.get(log.id, log.first)) < log.first:
+                # A trim left nothing there, or a file is gone: the state, which is lost, told.
+                text = "there may have been records before those found: trimmed, or else lost"
+                self._lose_of(log, text, directory(log.id), since, log.first)
             found = [batch.header.end for batch in self._loose.of(log.id).values()]
             self._advance(log, max(self._named.get(log.id, 0), *found, *_named_by(log)))
             if log.id not in self._appended:

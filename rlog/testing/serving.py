@@ -9,6 +9,7 @@ import shutil
 import socket
 import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 from weakref import WeakSet
@@ -16,7 +17,7 @@ from weakref import WeakSet
 import rlog_client
 from rlog_client.model import consumer_name
 
-from ..config import Listen
+from ..config import AddressInUse, Listen
 from ..driver import Limits
 from ..files import PAGE, Lock, remove_socket
 from ..policy import parse_policy
@@ -35,6 +36,7 @@ JOURNAL_FILE_BYTES: Final = 4 << 20
 JOURNAL_FILE_MIN: Final = 64 * 1024
 JOURNAL_FILE_MAX: Final = 1 << 30
 HOST: Final = "127.0.0.1"
+BIND_SECONDS: Final = 5.0
 YEAR_SECONDS: Final = 366 * 86_400.0
 AHEAD_SECONDS_MAX: Final = 200 * YEAR_SECONDS  # times are ns since 1970, in 64 bits with a sign
 
@@ -157,7 +159,7 @@ class Server:
             directory = str(self.directory)
             self._lock = Lock(directory)
             stack.callback(self._unlock)
-            listener = Listen(self._listen).bind()
+            listener = self._bind()
             self._disk = FaultyDisk(directory, self._faults, fsync=self._fsync)
             self._life = Life(self._disk, self._limits, self._clock, listener)
             stack.pop_all()  # what it has, it keeps
@@ -359,6 +361,17 @@ class Server:
             self._port.bind((HOST, 0))
             self._listen = f"{HOST}:{self._port.getsockname()[1]}"
             self._url = f"rlog://{self._listen}"
+
+    def _bind(self) -> socket.socket:
+        """A child that was forked a moment ago has the last life's listener until it runs."""
+        patience = time.monotonic() + BIND_SECONDS
+        while True:
+            try:
+                return Listen(self._listen).bind()
+            except AddressInUse:
+                if time.monotonic() > patience:
+                    raise
+            time.sleep(0.01)
 
     def _move_out(self) -> None:
         if self._home is not None:

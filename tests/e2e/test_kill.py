@@ -10,7 +10,9 @@ from __future__ import annotations
 import random
 import signal
 import subprocess
+import sys
 import threading
+import traceback
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -95,7 +97,8 @@ class Clients:
             except Exception as error:
                 self.surprises.append(f"{work.__name__}{args}: {error!r}")
 
-        return threading.Thread(target=run)
+        # A daemon: one that hangs fails its test, and must not keep the whole run from its end.
+        return threading.Thread(target=run, name=f"{work.__name__}{args}", daemon=True)
 
     def begin(self) -> None:
         for thread in self._threads:
@@ -107,7 +110,16 @@ class Clients:
             source.stop()
         for thread in self._threads:
             thread.join(60.0)
-            assert not thread.is_alive(), "a client hangs"
+            assert not thread.is_alive(), f"a client hangs: {self._standing()}"
+
+    def _standing(self) -> str:
+        """Which threads are not over, and where each of them stands."""
+        frames = sys._current_frames()
+        return "\n".join(
+            f"{thread.name}\n{''.join(traceback.format_stack(frame))}"
+            for thread in self._threads
+            if (frame := frames.get(thread.ident or 0)) is not None
+        )
 
     def _produce(self, client: rlog.Client, chance: random.Random, name: str, kind: str) -> None:
         """``send``, with many records in flight."""
@@ -185,6 +197,8 @@ class Clients:
     def _watch(self, client: rlog.Client, chance: random.Random, name: str) -> None:
         """A reader: what it has seen has to stay. (Promise 2; a kill is no power cut.)"""
         self._sources.append(reader := client.log(name).reader(rlog.LATEST))
+        if self._over:
+            return  # the sources may have been stopped before this one was among them
         for record in reader:
             self._history.serves(name, record, self.wrong)
 

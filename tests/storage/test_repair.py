@@ -308,6 +308,97 @@ def test_without_any_checkpoint_logs_keep_their_names_if_they_can_still_be_read(
         assert ("not believed: the cursor of c stood at" in told) == bool(length)
 
 
+def without_checkpoints(made: Directory) -> SimDisk:
+    disk = made.disk.copy()
+    for name in (name for name in made.tree if name.startswith("checkpoint")):
+        disk.replace(name, b"rot")
+    return disk
+
+
+def test_what_may_have_been_before_the_first_file_of_a_log_made_anew_is_named() -> None:
+    made = directory()
+    disk = without_checkpoints(made)
+    disk.unlink(path(1, 0))
+    mended = mend(made, disk)
+    assert not mended.wrong
+    named = [
+        (each.file, each.first, each.end)
+        for each in mended.plan.lost
+        if each.text.startswith("there may have been records before")
+    ]
+    assert named == [("logs/1", 0, 2)]
+
+
+@pytest.mark.parametrize(("gone", "named"), [((), []), ((4,), [(4, 5)]), ((4, 5), [(4, 6)])])
+def test_what_was_trimmed_by_a_fact_that_is_there_is_not_lost(
+    gone: tuple[int, ...], named: list[tuple[int, int]]
+) -> None:
+    def trimmed(server: Server, payload: Payloads, directory: Directory) -> None:
+        server.create("a", sync="always", file_roll_size=ROLL)
+        server.batch("a", *(payload(100) for _ in range(3)))
+        for _ in range(4):
+            server.batch("a", payload(3000))
+        server.checkpoint()
+        server.checkpoint()
+        server.trim("a", 4)
+        server.batch("a", payload(100))
+
+    made = Directory(trimmed, at_rest=True)
+    disk = without_checkpoints(made)
+    # That of the trim is the first fact left.
+    blank_until(made, disk, facts.Trimmed)
+    for base in gone:
+        disk.unlink(path(1, base))
+    plan = make_plan(disk, NOW_NS)
+    told = [(each.first, each.end) for each in plan.lost if each.log]
+    assert told == named
+    carry_out(disk, plan)
+    (log,) = Server(disk).view().logs.values()
+    expected = [*made.records.values()]
+    assert log.first == (named[0][1] if named else 4)
+    assert log.records == expected[log.first :]
+
+
+def blank_until(made: Directory, disk: SimDisk, kind: type[facts.Fact]) -> None:
+    """Without the frames before the one with such a fact."""
+    for name in (name for name in made.tree if name.startswith("journal/0")):
+        for seen in scan(made.disk.open(name), name, None, 0):
+            raw = made.disk.open(name).read(seen.position, seen.head.length)
+            if any(isinstance(fact, kind) for fact in frame.facts_of(seen.head, raw)):
+                return
+            blank(disk, seen)
+    raise AssertionError
+
+
+def blank(disk: SimDisk, seen: Seen) -> None:
+    contents = bytearray(disk.contents(seen.file))
+    contents[seen.position : seen.end] = bytes(seen.end - seen.position)
+    disk.replace(seen.file, bytes(contents))
+
+
+def test_offsets_that_only_a_trim_names_are_not_given_again() -> None:
+    def trimmed(server: Server, payload: Payloads, directory: Directory) -> None:
+        server.create("a", sync="always", file_roll_size=ROLL)
+        server.batch("a", payload(100))
+        server.checkpoint()
+        server.checkpoint()
+        for _ in range(3):
+            server.batch("a", payload(3000))
+        server.trim("a", 3)
+
+    made = Directory(trimmed, at_rest=True)
+    disk = made.disk.copy()
+    for base in (1, 2, 3):
+        blank(disk, appended(made, base))
+        if path(1, base) in made.tree:
+            disk.unlink(path(1, base))
+    mended = mend(made, disk)
+    assert not mended.wrong
+    assert mended.plan.checkpoint is not None
+    (log,) = mended.plan.checkpoint.state.logs.values()
+    assert (log.first, log.end) == (3, 3)
+
+
 def test_what_is_parked_is_not_given_again_though_its_cursor_was_put_back() -> None:
     log = state.Log(1, "a", facts.Options(), end=3)
     log.cursors["c"] = state.Cursor(2, 1, parked={7: state.Parked("", "", 1, 0)})

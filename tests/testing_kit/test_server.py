@@ -273,14 +273,17 @@ def test_fifty_servers_leave_nothing_behind() -> None:
 
 def test_a_child_process_holds_nothing_of_a_server() -> None:
     program = """
-import os, sys, warnings
+import os, sys, time, warnings
 warnings.filterwarnings("ignore", category=DeprecationWarning)  # of fork beside threads, 3.12 on
 import rlog
 server = rlog.testing.Server().start()
 client = rlog.connect(server.url)  # the child forgets this one by itself
 client.log("l", create=True).append(b"0")
+while server._life.server.driver.upkeep:
+    time.sleep(0.001)  # a file that is just being opened nobody can close in a child
 directory = server.directory
 reading, writing = os.pipe()
+looked, looking = os.pipe()
 if (child := os.fork()) == 0:
     try:
         server.connect()
@@ -293,11 +296,17 @@ if (child := os.fork()) == 0:
         bad = [path for path in left if str(directory) in path]
         if not bad and directory.exists():
             os.write(1, b"child ok\\n")
+            os.write(looking, b"x")
             os.read(reading, 1)  # it stays while the parent's server goes on
+        else:
+            print("open in the child:", bad, "there:", directory.exists(), file=sys.stderr)
+            sys.stderr.flush()
     os._exit(0)
 os.close(reading)
+os.close(looking)
 server.restart()  # the port is free, and so is the lock
 assert client.log("l").info().end == 1
+assert os.read(looked, 1), "the child found something, or the directory gone"
 client.close()
 server.close()
 os.write(writing, b"x")
