@@ -231,9 +231,12 @@ class _Tail:
             wanted = min(wanted, self._end - self._place)
             # What is left may have been compacted since: then nothing comes, but the place moves.
             timeout = min(timeout, TURN_SECONDS)
-        with contextlib.ExitStack() as stack:
-            if isinstance(self._source, Consumer):
-                stack.enter_context(telling_how_to_go_on(self.log.name, self._source._consumer))
+        explained = (
+            telling_how_to_go_on(self.log.name, self._source._consumer)
+            if isinstance(self._source, Consumer)
+            else contextlib.nullcontext()
+        )
+        with explained:
             records = self._source.poll(wanted, timeout=timeout)
         self._place = self._source._offset
         if self._end is not None:

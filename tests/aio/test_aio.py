@@ -259,12 +259,13 @@ def test_what_was_answered_shows_as_committed_without_a_call(
         async with rlog.connect_async(server.unix) as client:
             log = await client.log(name, create=True)
             await fill(log, 10)
+            # An answer is taken in beside the program, which only the property tells of it.
             for shared in (False, True):
                 consumer = log.consumer(f"{shared}", autocommit=True, block=False, shared=shared)
                 async for _ in consumer:
                     pass
                 with anyio.fail_after(30):
-                    while consumer.committed != 10:  # noqa: ASYNC110 (nothing tells)
+                    while consumer.committed != 10:  # noqa: ASYNC110 (no event)
                         await anyio.sleep(0.005)
 
     run(main)
